@@ -1,0 +1,36 @@
+"""Speech from an LLM's audio tokens, decoded on llama.cpp's own ggml.
+
+>>> from vocoder_plugin import Codec
+>>> codec = Codec.load("dac-24khz-1.5kbps-f16.gguf")
+>>> audio = codec.decode(codes)  # int [n_codebooks, n_frames] -> float32 [n_samples]
+"""
+
+from .codec import Codec
+from .errors import (
+    AudioError,
+    CodesError,
+    ConversionError,
+    DeviceError,
+    LibraryError,
+    ModelFileError,
+    StreamError,
+    TokenError,
+    VocoderError,
+)
+from .stream import DecoderStream, EncoderStream
+
+__version__ = "0.1.0"
+__all__ = [
+    "AudioError",
+    "Codec",
+    "CodesError",
+    "ConversionError",
+    "DecoderStream",
+    "DeviceError",
+    "EncoderStream",
+    "LibraryError",
+    "ModelFileError",
+    "StreamError",
+    "TokenError",
+    "VocoderError",
+]

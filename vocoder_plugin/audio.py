@@ -1,0 +1,77 @@
+"""Audio files and arrays: reading, mixing down, resampling, writing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soxr
+
+from .errors import AudioError
+
+FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+
+
+def as_mono(audio: np.ndarray) -> np.ndarray:
+    """Float32 [n] of float or integer audio [n] or [n, channels]; integers are scaled to [-1, 1].
+
+    Raises AudioError for other types or shapes and for values that are not finite.
+    """
+    audio = np.asarray(audio)
+    if audio.dtype.kind == "i":
+        audio = audio.astype(np.float32) / -float(np.iinfo(audio.dtype).min)
+    elif audio.dtype.kind != "f":
+        raise AudioError(f"audio is of type {audio.dtype}, expected float or signed integer samples")
+    if audio.ndim == 2 and audio.shape[1]:
+        audio = audio.mean(axis=1)
+    if audio.ndim != 1:
+        raise AudioError(f"audio has shape {audio.shape}, expected (n_samples,) or (n_samples, channels)")
+    if not np.isfinite(audio).all():
+        raise AudioError(f"sample {np.flatnonzero(~np.isfinite(audio))[0]} of the audio is not a finite number")
+    return np.ascontiguousarray(audio, np.float32)
+
+
+def resample(samples: np.ndarray, source_rate: float, target_rate: float) -> np.ndarray:
+    """Mono float32 samples from one rate in Hz to another (soxr, high quality)."""
+    if not source_rate > 0:
+        raise AudioError(f"the sample rate is {source_rate!r}, expected a positive number of Hz")
+    if source_rate == target_rate or samples.size == 0:
+        return samples
+    return soxr.resample(samples, source_rate, target_rate, quality="HQ")
+
+
+def read_audio(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+    """Any file soundfile reads (``-`` for standard input) -> float32 [n] or [n, channels], rate in Hz."""
+    import soundfile
+
+    source: str | BinaryIO = str(path)
+    if source == "-":
+        import io
+
+        source = io.BytesIO(sys.stdin.buffer.read())
+    elif not Path(path).exists():
+        raise AudioError(f"{path}: there is no such file")
+    try:
+        samples, rate = soundfile.read(source, dtype="float32")
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(f"{path}: {getattr(error, 'error_string', error)}") from None
+    return samples, rate
+
+
+def audio_format(path: str | os.PathLike[str]) -> str:
+    """soundfile's name for the format that the path's suffix asks for; WAV for ``-``."""
+    suffix = ".wav" if str(path) == "-" else Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise AudioError(f"{path}: cannot write {suffix or 'a file without suffix'}; use one of {', '.join(FORMATS)}")
+    return FORMATS[suffix]
+
+
+def write_audio(target: str | os.PathLike[str] | BinaryIO, samples: np.ndarray, sample_rate: int, *, format: str) -> None:
+    """Write float32 mono samples: 16-bit PCM in WAV and FLAC, Vorbis in OGG. Samples beyond ±1 are clipped."""
+    import soundfile
+
+    file = target if hasattr(target, "write") else str(target)
+    soundfile.write(file, np.clip(samples, -1.0, 1.0), sample_rate, format=format)

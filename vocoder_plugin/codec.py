@@ -1,0 +1,293 @@
+"""The public codec: a model file on a device, codes to samples and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import kernels as kernels_module
+from .audio import as_mono, resample
+from .codecs import dac
+from .errors import AudioError, CodesError, ModelFileError, VocoderError
+from .ggml import Device, library
+from .gguf_file import GGUFFile
+from .graph import Session
+from .ops import GraphOps, Lowering, Native, Portable
+from .plan import WHOLE, Plan, Signal
+from .stream import DecoderStream, EncoderStream, Pass
+from .weights import check_shapes
+
+CHUNK_SECONDS = 0.64  # of a chunk in long input: activations stay in cache, weights are read rarely enough
+
+
+class Codec:
+    """A neural audio codec on one device. Make it with ``Codec.load``.
+
+    Threads may share a codec: calls take turns on its device. A context manager; ``close`` frees
+    the device's memory, as garbage collection does.
+
+    Attributes
+    ----------
+    name : str
+        What the file calls the model.
+    sample_rate : int
+        Hz.
+    hop_length : int
+        Samples per frame.
+    frame_rate : float
+        Frames per second.
+    n_codebooks, codebook_size : int
+        A frame has n_codebooks codes, each from 0 to codebook_size - 1.
+    has_encoder, has_decoder : bool
+    device : Device
+    lowering : str
+        ``native/avx512`` and the like, or ``portable``.
+    """
+
+    def __init__(self, file: GGUFFile, device: Device, *, n_threads: int, kernels: str | None) -> None:
+        self._tensors = dac.Tensors(file)
+        self._config = config = self._tensors.config
+        self.path = file.path
+        self.name = config.name
+        self.sample_rate = config.sample_rate
+        self.hop_length = config.hop_length
+        self.frame_rate = config.sample_rate / config.hop_length
+        self.n_codebooks = config.n_codebooks
+        self.codebook_size = config.codebook_size
+        self.has_encoder = bool(config.encoder_rates)
+        self.has_decoder = bool(config.decoder_rates)
+        self.device = device
+        lib = library()
+        compiled = kernels_module.load(lib, kernels) if device.is_cpu and kernels != "off" else None
+        self._lowering: Lowering = Native(lib, device, compiled) if compiled else Portable(lib, device)
+        self.lowering = f"native/{compiled.name}" if compiled else "portable"
+        self._plans: dict[str, Plan] = {}
+        if self.has_decoder:
+            self._plans["decode"] = plan = Plan()
+            self._decoder_delay = dac.decode(plan, config, None).delay
+        if self.has_encoder:
+            self._plans["encode"] = plan = Plan()
+            dac.encode(plan, config, Signal(None, 1, config.hop_length, config.hop_length, 0))
+        for plan in self._plans.values():
+            check_shapes(plan.specs, self._tensors.find, path=file.path)
+        self._session = Session(lib, device, n_threads=n_threads)
+        self._passes: dict[str, Pass] = {}
+        self._chunk_frames = max(round(CHUNK_SECONDS * self.frame_rate), *(p.first_frames for p in self._plans.values()))
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        llm: Any = None,
+        device: str | None = None,
+        n_threads: int | None = None,
+        kernels: str | None = None,
+    ) -> Codec:
+        """Load a codec from a GGUF file.
+
+        Parameters
+        ----------
+        path : path-like
+        llm : llama_cpp.Llama, optional
+            Its thread count is used, and its device where the codec's is not named.
+        device : str, optional
+            A name that ``vocoder-plugin doctor`` lists, such as ``"CPU"`` or ``"Vulkan0"``.
+        n_threads : int, optional
+            Threads on a CPU device; by default the LLM's, else one per usable core.
+        kernels : str, optional
+            A variant of the native kernels by name, or ``"off"``; by default the best there is.
+
+        Raises
+        ------
+        ModelFileError
+            If the file cannot be read or is not a codec this package knows.
+        DeviceError, LibraryError
+            If there is no such device, or no usable libggml.
+        """
+        file = GGUFFile(path)
+        architecture = file.get("general.architecture", str)
+        if architecture != "dac":
+            raise ModelFileError(f"{file.path}: architecture {architecture!r} is not supported (expected 'dac')")
+        if n_threads is not None and n_threads < 1:
+            raise ValueError(f"n_threads is {n_threads}, expected at least 1")
+        threads = n_threads or getattr(llm, "n_threads", None) or usable_cores()
+        return cls(file, _choose_device(llm, device), n_threads=threads, kernels=kernels)
+
+    # -- offline
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Codes to samples.
+
+        Parameters
+        ----------
+        codes : int array [n_codebooks, n_frames]
+            Values 0 to codebook_size - 1.
+
+        Returns
+        -------
+        float32 array [n_samples]
+            In [-1, 1]; about n_frames * hop_length samples, see ``decoded_length``.
+
+        Raises
+        ------
+        CodesError
+            For codes of a wrong type, shape or range, or none at all.
+        """
+        codes = self.check_codes(codes)
+        if codes.shape[1] == 0:
+            raise CodesError("there are no codes to decode")
+        with self.decoder_stream() as stream:
+            return stream.finish(codes)
+
+    def encode(self, audio: np.ndarray, sample_rate: int) -> np.ndarray:
+        """Samples to codes.
+
+        Parameters
+        ----------
+        audio : float array [n_samples] or [n_samples, channels]
+            Nominally in [-1, 1]; channels are averaged, other rates resampled.
+        sample_rate : int
+            Of ``audio``, in Hz.
+
+        Returns
+        -------
+        int32 array [n_codebooks, n_frames]
+            n_frames = ceil(samples at the codec's rate / hop_length); the end is padded with zeros.
+
+        Raises
+        ------
+        AudioError
+            For audio of a wrong type or shape, empty, or with values that are not finite.
+        """
+        samples = resample(as_mono(audio), sample_rate, self.sample_rate)
+        if samples.size == 0:
+            raise AudioError("there are no samples to encode")
+        with self.encoder_stream() as stream:
+            return stream.finish(samples)
+
+    def decoded_length(self, n_frames: int) -> int:
+        """Samples that ``decode`` gives for so many frames, by formula."""
+        length = n_frames
+        for rate in self._config.decoder_rates:
+            length = length * rate + rate - 2 * -(-rate // 2)
+        return length
+
+    # -- streams
+
+    def decoder_stream(self) -> DecoderStream:
+        """A stream from codes to samples, exact (see DecoderStream)."""
+        self._need("decode", self.has_decoder, "decoder")
+        return DecoderStream(self, self._pass("decode", self._build_decode), self._chunk_frames, delay=self._decoder_delay)
+
+    def encoder_stream(self) -> EncoderStream:
+        """A stream from mono samples at ``sample_rate`` to codes, exact (see EncoderStream)."""
+        self._need("encode", self.has_encoder, "encoder")
+        return EncoderStream(self, self._pass("encode", self._build_encode), self._chunk_frames)
+
+    def _need(self, _verb: str, present: bool, what: str) -> None:
+        if self._closed:
+            raise VocoderError("this codec is closed")
+        if not present:
+            raise VocoderError(f"{self.path} has no {what}")
+
+    def _pass(self, name: str, build: Callable[[GraphOps], None]) -> Pass:
+        with self._session.lock:
+            if name not in self._passes:
+                self._passes[name] = Pass(
+                    name, self._session, self._lowering, self._plans[name], self._tensors.find, build
+                )
+            return self._passes[name]
+
+    # -- graphs
+
+    def _build_decode(self, net: GraphOps) -> None:
+        n = net.frames * self.n_codebooks * net.batch
+        codes = net.g.input("I32", n) if n else None
+        samples = dac.decode(net, self._config, codes)
+        net.g.output(samples.tensor, "F32", net.batch, samples.length)
+
+    def _build_encode(self, net: GraphOps) -> None:
+        n = net.frames * self.hop_length
+        samples = net.g.input("F32", *self._lowering.input_shape(1, n), net.batch) if n else None
+        _, codes = dac.encode(net, self._config, Signal(samples, 1, n, self.hop_length, 0))
+        for tensor in codes:
+            net.g.output(tensor, "I32", int(tensor.contents.ne[0]))
+
+    # -- checks
+
+    def check_codes(self, codes: np.ndarray) -> np.ndarray:
+        """The codes as int32 [n_codebooks, n]; CodesError if they are anything else."""
+        codes = np.asarray(codes)
+        if codes.dtype.kind not in "iu":
+            raise CodesError(f"codes are of type {codes.dtype}, expected integers")
+        if codes.ndim != 2 or codes.shape[0] != self.n_codebooks:
+            raise CodesError(f"codes have shape {codes.shape}, expected ({self.n_codebooks}, n_frames)")
+        if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
+            q, t = np.argwhere((codes < 0) | (codes >= self.codebook_size))[0]
+            raise CodesError(
+                f"code {codes[q, t]} of codebook {q}, frame {t}, is out of range (expected 0 to {self.codebook_size - 1})"
+            )
+        return codes.astype(np.int32)
+
+    def check_samples(self, samples: np.ndarray) -> np.ndarray:
+        """Mono samples as finite float32 [n]; AudioError if they are anything else."""
+        samples = np.asarray(samples)
+        if samples.ndim != 1:
+            raise AudioError(f"samples have shape {samples.shape}, expected (n_samples,)")
+        return as_mono(samples)
+
+    def code_rows(self, codes: np.ndarray) -> np.ndarray:
+        """Codes [n_codebooks, n] -> rows of the joined codebooks, frame by frame, int32 [n * n_codebooks]."""
+        first_rows = np.arange(self.n_codebooks, dtype=np.int32)[:, np.newaxis] * self.codebook_size
+        return np.ascontiguousarray((codes + first_rows).T).reshape(-1)
+
+    # -- the rest
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes on the device: weights loaded so far, and the compute buffer."""
+        return {
+            "weights": sum(pass_.weights.nbytes for pass_ in self._passes.values()),
+            "compute": self._session.compute_bytes,
+        }
+
+    def close(self) -> None:
+        """Free the device's memory. The codec and its streams cannot be used afterwards."""
+        self._closed = True
+        with self._session.lock:
+            self._session.close()
+            for pass_ in self._passes.values():
+                pass_.close()
+
+    def __enter__(self) -> Codec:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Codec {self.name!r}: {self.sample_rate} Hz, {self.n_codebooks} codebooks of {self.codebook_size} "
+            f"at {self.frame_rate:g} frames/s, on {self.device.name} ({self.lowering})>"
+        )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _choose_device(llm: Any, name: str | None) -> Device:
+    """The named device; else the first GPU where the LLM has layers on one; else the CPU."""
+    lib = library()
+    if name is None and llm is not None and getattr(llm.model_params, "n_gpu_layers", 0) != 0:
+        for device in lib.devices():
+            if device.kind in ("gpu", "igpu"):
+                return device
+    return lib.device(name)

@@ -1,0 +1,90 @@
+"""The native kernels: which of the compiled variants this CPU can run, and their C interface.
+
+The libraries lie beside this file, one an instruction set, built by setup.py where there is a C
+compiler. Without them, or when switched off, the portable lowering serves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..ggml import Library
+
+FOLDER = Path(__file__).parent
+SUFFIX = ".dll" if sys.platform == "win32" else ".so"
+VARIANTS = ("avx512", "avx2", "baseline")  # best first
+SOURCES = ("weight", "bias", "chunk", "history", "alpha", "inverse", "skip_chunk", "skip_history")
+BLOCK_TERMS = 384  # products summed before they join the total: short sums round less, and stay in L1
+
+
+class Conv1dParams(ctypes.Structure):
+    """struct vp_conv1d of conv1d.c."""
+
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in ("taps", "dilation", "stride", "block", "zeros", "skip_zeros", "skip_first", *SOURCES)
+    ]
+
+
+class Kernels:
+    """One variant, loaded. Stateless apart from per-thread scratch memory; may be shared."""
+
+    def __init__(self, path: Path, lib: Library) -> None:
+        self.path = path
+        self.name = path.stem
+        self._handle = ctypes.CDLL(str(path))
+        tensor = lib.bindings["ggml_tensor"]
+        offsets = [getattr(tensor, field).offset for field in ("data", "ne", "nb", "src")]
+        self._handle.vp_set_layout((ctypes.c_int64 * 4)(*offsets))
+        self.panel = int(self._handle.vp_panel())
+        self.conv1d = ctypes.cast(self._handle.vp_conv1d, lib.bindings["ggml_custom_op_t"])
+
+    def block(self, taps: int, channels: int) -> int:
+        """Input channels per block of packed weights: equal blocks of about BLOCK_TERMS products."""
+        most = max(16, BLOCK_TERMS // taps // 8 * 8)
+        return -(-channels // -(-channels // most))
+
+    def packed_floats(self, *, outputs: int, channels: int, taps: int) -> int:
+        return -(-outputs // self.panel) * self.panel * channels * taps
+
+    def pack(self, target: int, weight: np.ndarray, *, block: int) -> None:
+        """Pack [phases, out, in, taps] float32 weights to the address ``target``; any strides.
+
+        Output o of phase p becomes output p * out + o. Layout: [panel][block][tap][channel][VP_PANEL].
+        """
+        assert weight.dtype == np.float32 and weight.ndim == 4
+        shape = (ctypes.c_int64 * 4)(*weight.shape)
+        strides = (ctypes.c_int64 * 4)(*(stride // 4 for stride in weight.strides))
+        self._handle.vp_pack(ctypes.c_void_p(target), ctypes.c_void_p(weight.ctypes.data), shape, strides, block)
+
+
+@functools.cache
+def _baseline() -> Any:
+    path = FOLDER / f"baseline{SUFFIX}"
+    return ctypes.CDLL(str(path)) if path.exists() else None
+
+
+def available() -> list[str]:
+    """Names of the compiled variants that this CPU can run, best first."""
+    baseline = _baseline()
+    if baseline is None:
+        return []
+    return [
+        name
+        for name in VARIANTS
+        if (FOLDER / f"{name}{SUFFIX}").exists() and baseline.vp_cpu_supports(name.encode())
+    ]
+
+
+@functools.cache
+def load(lib: Library, variant: str | None = None) -> Kernels | None:
+    """The named variant, by default the best that runs here; None where there is none."""
+    names = available()
+    name = variant if variant in names else next(iter(names), None) if variant is None else None
+    return Kernels(FOLDER / f"{name}{SUFFIX}", lib) if name else None

@@ -1,0 +1,243 @@
+/* 1-D convolution over channels-last rows, as an implicit matrix product.
+ *
+ *   y[t, o] = bias[o] + sum_j sum_i w[o, i, j] * act(x[t * stride + j * dilation, i])  (+ skip[t, o])
+ *
+ * x is a window (see kernels.h), act is Snake or nothing. A transposed convolution of kernel q * s and
+ * stride s is the same sum with q taps and s * out_channels outputs, so it needs no code of its own.
+ *
+ * A thread takes rows (narrow layers) or panels of output channels (wide layers, whose weights would
+ * otherwise be read by every thread). It copies TIME rows of the window into a scratch buffer, applying
+ * Snake on the way, then walks panels; within a panel, blocks of input channels whose weights stay in
+ * L1/L2 while all row tiles of the buffer use them. Each output is the same sequence of operations
+ * whatever the thread count, the chunk it arrives in or its place in a tile: results are bit-identical.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "snake.h"
+
+struct vp_layout vp_layout;
+
+/* Mirrored by kernels/__init__.py. Source indices are -1 where absent. */
+struct vp_conv1d {
+    int32_t taps, dilation, stride;
+    int32_t block;      /* input channels per block of packed weights: summed apart, then added up */
+    int32_t zeros;      /* rows of padding before the window's first row */
+    int32_t skip_zeros; /* the same for the skip window */
+    int32_t skip_first; /* row of the skip window that is added to output 0 */
+    int32_t weight, bias, chunk, history, alpha, inverse, skip_chunk, skip_history; /* source indices */
+};
+
+VP_API int32_t vp_panel(void) { return VP_PANEL; }
+VP_API void vp_set_layout(const struct vp_layout *layout) { vp_layout = *layout; }
+
+#define SCRATCH_FLOATS (96 * 1024) /* target size of the scratch buffer: fits in L2 beside the weights */
+#define ROW_PAD 16                 /* floats between rows, so that rows do not fall into the same cache sets */
+
+static _Thread_local struct {
+    float *data;
+    size_t floats;
+} scratch;
+
+static float *scratch_get(size_t floats) {
+    if (scratch.floats < floats) {
+        free(scratch.data);
+        scratch.data = malloc(floats * sizeof(float));
+        scratch.floats = scratch.data ? floats : 0;
+        if (!scratch.data) abort(); /* as ggml does when it is out of memory */
+    }
+    return scratch.data;
+}
+
+/* Copy rows [first, first + n) of the window, Snake applied, into rows of `step` floats. */
+static void pack_rows(float *out, size_t step, const struct window *w, int64_t first, int64_t n, int channels,
+                      const float *alpha, const float *inverse) {
+    for (int64_t r = 0; r < n; r++, out += step) {
+        const float *row = window_row(w, first + r);
+        if (!row) {
+            memset(out, 0, channels * sizeof(float)); /* snake(0) = 0 */
+        } else if (!alpha) {
+            memcpy(out, row, channels * sizeof(float));
+        } else {
+            int c = 0;
+            for (; c + VP_LANES <= channels; c += VP_LANES)
+                *(vfloat *)(out + c) =
+                    snake(*(const vfloat *)(row + c), *(const vfloat *)(alpha + c), *(const vfloat *)(inverse + c));
+            if (c < channels) { /* the last, partial vector */
+                float part[3][VP_LANES] = {{0}};
+                size_t bytes = (channels - c) * sizeof(float);
+                memcpy(part[0], row + c, bytes);
+                memcpy(part[1], alpha + c, bytes);
+                memcpy(part[2], inverse + c, bytes);
+                vfloat y = snake(*(vfloat *)part[0], *(vfloat *)part[1], *(vfloat *)part[2]);
+                memcpy(out + c, &y, bytes);
+            }
+        }
+    }
+}
+
+struct tile_args {
+    const float *x;      /* first row of the tile in the scratch buffer, at the block's first channel */
+    size_t row_step;     /* floats between the inputs of neighbouring outputs */
+    size_t tap_step;     /* floats between the inputs of neighbouring taps */
+    const float *weight; /* packed: [tap][channel][VP_PANEL] */
+    int taps, channels;
+    const float *bias; /* first block: add the bias; else what is in y */
+    float *y;
+    size_t y_step;
+    int width; /* output channels of the panel that exist, 1..VP_PANEL */
+    const struct window *skip;
+    int64_t skip_row;  /* last block: add these rows of the skip window */
+    int skip_channel;
+};
+
+VP_INLINE void load_part(vfloat *v, const float *p, int width) {
+    if (width == VP_PANEL) {
+        for (int k = 0; k < VP_VECS; k++) v[k] = *(const vfloat *)(p + k * VP_LANES);
+    } else {
+        float part[VP_PANEL] = {0};
+        memcpy(part, p, width * sizeof(float));
+        for (int k = 0; k < VP_VECS; k++) v[k] = *(vfloat *)(part + k * VP_LANES);
+    }
+}
+
+VP_INLINE void store_part(float *p, const vfloat *v, int width) {
+    if (width == VP_PANEL) {
+        for (int k = 0; k < VP_VECS; k++) *(vfloat *)(p + k * VP_LANES) = v[k];
+    } else {
+        float part[VP_PANEL];
+        for (int k = 0; k < VP_VECS; k++) *(vfloat *)(part + k * VP_LANES) = v[k];
+        memcpy(p, part, width * sizeof(float));
+    }
+}
+
+VP_INLINE void tile(const struct tile_args *a, const int rows) {
+    vfloat acc[VP_ROWS][VP_VECS];
+    for (int i = 0; i < rows; i++)
+        for (int k = 0; k < VP_VECS; k++) acc[i][k] = (vfloat){0};
+
+    const float *w = a->weight;
+    const size_t step = a->row_step;
+    for (int tap = 0; tap < a->taps; tap++) {
+        /* every third row has a pointer, the two after it an index: 5 address registers for 12 rows */
+        const float *row[(VP_ROWS + 2) / 3];
+        for (int i = 0; i < rows; i += 3) row[i / 3] = a->x + tap * a->tap_step + i * step;
+#pragma GCC unroll 4
+        for (int c = 0; c < a->channels; c++, w += VP_PANEL) {
+            vfloat wv[VP_VECS];
+            for (int k = 0; k < VP_VECS; k++) wv[k] = *(const vfloat *)(w + k * VP_LANES);
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; i++) {
+                const float x = row[i / 3][(i % 3) * step + c];
+                for (int k = 0; k < VP_VECS; k++) acc[i][k] += wv[k] * x;
+            }
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        vfloat before[VP_VECS];
+        load_part(before, a->bias ? a->bias : a->y + i * a->y_step, a->width);
+        for (int k = 0; k < VP_VECS; k++) acc[i][k] += before[k];
+        if (a->skip) {
+            const float *s = window_row(a->skip, a->skip_row + i);
+            if (s) {
+                vfloat sv[VP_VECS];
+                load_part(sv, s + a->skip_channel, a->width);
+                for (int k = 0; k < VP_VECS; k++) acc[i][k] += sv[k];
+            }
+        }
+        store_part(a->y + i * a->y_step, acc[i], a->width);
+    }
+}
+
+static void tile_rows(const struct tile_args *a, int rows) {
+    switch (rows) {
+#define CASE(n) \
+    case n: \
+        tile(a, n); \
+        break;
+        CASE(1) CASE(2) CASE(3) CASE(4)
+#if VP_ROWS > 4
+        CASE(5) CASE(6)
+#endif
+#if VP_ROWS > 6
+        CASE(7) CASE(8)
+#endif
+#if VP_ROWS > 8
+        CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+#undef CASE
+    }
+}
+
+VP_INLINE const float *source_floats(const void *dst, int index) {
+    const void *t = tensor_src(dst, index);
+    return t ? (const float *)tensor_data(t) : NULL;
+}
+
+/* A ggml custom operation: dst [out_channels, rows, batch]; userdata is a struct vp_conv1d. */
+VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
+    const struct vp_conv1d *p = userdata;
+    const void *chunk = tensor_src(dst, p->chunk), *history = tensor_src(dst, p->history);
+    const int channels = (int)tensor_ne(chunk ? chunk : history, 0);
+    const int outputs = (int)tensor_ne(dst, 0);
+    const int64_t n_rows = tensor_ne(dst, 1), n_batch = tensor_ne(dst, 2);
+    const int panels = (outputs + VP_PANEL - 1) / VP_PANEL;
+    const size_t panel_floats = (size_t)p->taps * channels * VP_PANEL;
+    const float *weight = source_floats(dst, p->weight), *bias = source_floats(dst, p->bias);
+    const float *alpha = source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
+    const int has_skip = p->skip_chunk >= 0 || p->skip_history >= 0;
+
+    int64_t row0 = 0, row1 = n_rows;
+    int panel0 = 0, panel1 = panels;
+    const int wide = panels >= nth && panel_floats * panels > 256 * 1024;
+    if (wide || n_rows < 2 * VP_ROWS * nth) {
+        panel0 = panels * ith / nth;
+        panel1 = panels * (ith + 1) / nth;
+    } else {
+        const int64_t tiles = (n_rows + VP_ROWS - 1) / VP_ROWS;
+        row0 = tiles * ith / nth * VP_ROWS;
+        row1 = tiles * (ith + 1) / nth * VP_ROWS;
+        if (row1 > n_rows) row1 = n_rows;
+    }
+    if (row0 >= row1 || panel0 >= panel1) return;
+
+    const size_t step = (channels + ROW_PAD - 1) / ROW_PAD * ROW_PAD + ROW_PAD;
+    const int span = (p->taps - 1) * p->dilation + 1;
+    int64_t time = (SCRATCH_FLOATS / (int64_t)step - span) / p->stride / VP_ROWS * VP_ROWS;
+    if (time < 4 * VP_ROWS) time = 4 * VP_ROWS;
+    if (time > row1 - row0) time = row1 - row0;
+    float *buffer = scratch_get(step * ((time - 1) * p->stride + span));
+
+    for (int64_t batch = 0; batch < n_batch; batch++) {
+        struct window in = make_window(history, chunk, p->zeros, batch);
+        struct window skip = make_window(tensor_src(dst, p->skip_history), tensor_src(dst, p->skip_chunk), p->skip_zeros, batch);
+        char *out = tensor_data(dst) + batch * tensor_nb(dst, 2);
+        const size_t y_step = tensor_nb(dst, 1) / sizeof(float);
+        for (int64_t t0 = row0; t0 < row1; t0 += time) {
+            const int64_t n = row1 - t0 < time ? row1 - t0 : time;
+            pack_rows(buffer, step, &in, t0 * p->stride, (n - 1) * p->stride + span, channels, alpha, inverse);
+            for (int panel = panel0; panel < panel1; panel++) {
+                float start[VP_PANEL] = {0};
+                const int width = outputs - panel * VP_PANEL < VP_PANEL ? outputs - panel * VP_PANEL : VP_PANEL;
+                if (bias) memcpy(start, bias + panel * VP_PANEL, width * sizeof(float));
+                const float *w = weight + panel * panel_floats;
+                for (int c0 = 0; c0 < channels; c0 += p->block) {
+                    const int block = channels - c0 < p->block ? channels - c0 : p->block;
+                    struct tile_args a = {
+                        .row_step = step * p->stride, .tap_step = step * p->dilation, .weight = w, .taps = p->taps,
+                        .channels = block, .bias = c0 == 0 ? start : NULL, .y_step = y_step, .width = width,
+                        .skip = has_skip && c0 + block == channels ? &skip : NULL, .skip_channel = panel * VP_PANEL,
+                    };
+                    for (int64_t t = 0; t < n; t += VP_ROWS) {
+                        a.x = buffer + t * step * p->stride + c0;
+                        a.y = (float *)(out + (t0 + t) * tensor_nb(dst, 1)) + panel * VP_PANEL;
+                        a.skip_row = p->skip_first + t0 + t;
+                        tile_rows(&a, n - t < VP_ROWS ? (int)(n - t) : VP_ROWS);
+                    }
+                    w += (size_t)p->taps * block * VP_PANEL;
+                }
+            }
+        }
+    }
+}

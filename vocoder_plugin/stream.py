@@ -1,0 +1,268 @@
+"""Chunks of a stream through a codec's passes, with the state that makes them exact.
+
+``Pass`` runs one direction of a codec, chunk by chunk. ``DecoderStream`` and ``EncoderStream`` cut
+what the caller pushes into chunks and keep the state between them on the device. Offline decoding
+and encoding are one push that is also the last.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import StreamError
+from .graph import Graph, Session, TensorBuffer
+from .ops import GraphOps, Lowering
+from .plan import FIRST, LAST, MIDDLE, WHOLE, Phase, Plan
+from .weights import Find
+
+if TYPE_CHECKING:
+    from .codec import Codec
+
+Build = Callable[[GraphOps], None]
+
+
+class Pass:
+    """One direction of a codec on one device: its plan, weights, graphs and state slots.
+
+    May be shared between threads; chunks of different streams take turns.
+
+    Parameters
+    ----------
+    name : str
+        Distinguishes its graphs in the session's cache.
+    plan : Plan
+        What a dry run of the forward pass found.
+    build : callable
+        Runs the forward pass on the ops it is given, declaring the graph's inputs and outputs.
+    """
+
+    def __init__(self, name: str, session: Session, lowering: Lowering, plan: Plan, find: Find, build: Build) -> None:
+        self.name, self.session, self.plan = name, session, plan
+        self._lowering, self._build = lowering, build
+        self.weights = lowering.load(plan.specs, find)
+        self._slots: dict[int, TensorBuffer] = {}
+
+    def new_state(self) -> TensorBuffer:
+        """The state of one stream, on the device, zeroed."""
+        return TensorBuffer(self.session.lib, self.session.device, {"state": ("F32", (max(1, self.plan.state_floats),))})
+
+    def run(
+        self, states: Sequence[TensorBuffer], phase: Phase, frames: int, inputs: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Advance streams by one chunk of ``frames`` frames each, all in the same phase."""
+        batch = len(states)
+        with self.session.lock:
+            slots = self._slots.get(batch) or self._new_slots(batch)
+            if phase.first:
+                slots.clear()
+            else:
+                for i, state in enumerate(states):
+                    state.copy("state", slots, f"in[{i}]")
+            key = (self.name, phase, frames, batch)
+            outputs = self.session.run(key, lambda graph: self._build_graph(graph, slots, phase, frames, batch), inputs)
+            if not phase.last:
+                for i, state in enumerate(states):
+                    slots.copy(f"out[{i}]", state, "state")
+        return outputs
+
+    def _new_slots(self, batch: int) -> TensorBuffer:
+        shape = ("F32", (max(1, self.plan.state_floats), batch))
+        slots = TensorBuffer(
+            self.session.lib, self.session.device, {"in": shape, "out": shape}, columns=("in", "out")
+        )
+        self._slots[batch] = slots
+        return slots
+
+    def _build_graph(self, graph: Graph, slots: TensorBuffer, phase: Phase, frames: int, batch: int) -> None:
+        ops = self._lowering.ops(
+            phase=phase,
+            frames=frames,
+            graph=graph,
+            weights=self.weights.tensors,
+            regions=self.plan.regions,
+            state_in=slots.tensors["in"],
+            state_out=slots.tensors["out"],
+            batch=batch,
+        )
+        self._build(ops)
+
+    def close(self) -> None:
+        self.weights.close()
+        for slots in self._slots.values():
+            slots.close()
+
+
+class _Stream:
+    """What both directions share: pending frames, phases, and one thread at a time."""
+
+    def __init__(self, codec: Codec, pass_: Pass, chunk_frames: int) -> None:
+        self._codec, self._pass, self._chunk_frames = codec, pass_, chunk_frames
+        self._state = pass_.new_state()
+        self._busy = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything pushed so far; the next push starts a new stream."""
+        self._started = self._finished = False
+        self._pending: list[np.ndarray] = []
+        self._pending_frames = 0
+
+    def close(self) -> None:
+        """Free the state. The stream cannot be used afterwards."""
+        self._finished = True
+        self._state.close()
+
+    def _feed(self, frames: np.ndarray, n: int, *, last: bool) -> list[np.ndarray]:
+        """Take n frames (along the last axis of ``frames``) and run every chunk that is ready."""
+        if not self._busy.acquire(blocking=False):
+            raise StreamError("this stream is in use by another thread; give each thread a stream of its own")
+        try:
+            if self._finished:
+                raise StreamError("this stream has ended; call reset() to start a new one")
+            self._pending.append(frames)
+            self._pending_frames += n
+            outputs = []
+            while (chunk := self._next_chunk(last)) is not None:
+                phase, size = chunk
+                outputs.append(self._run_chunk(phase, size, self._take(size)))
+                self._started = True
+                if phase.last:
+                    break
+            self._finished = last
+            return outputs
+        finally:
+            self._busy.release()
+
+    def _next_chunk(self, last: bool) -> tuple[Phase, int] | None:
+        waiting, most = self._pending_frames, self._chunk_frames
+        if not self._started:
+            if last and waiting <= most:
+                return (WHOLE, waiting) if waiting else None
+            return (FIRST, min(waiting, most)) if waiting >= self._pass.plan.first_frames else None
+        if last and waiting <= most:
+            return LAST, waiting
+        return (MIDDLE, min(waiting, most)) if waiting else None
+
+    def _take(self, n: int) -> np.ndarray:
+        joined = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending, axis=-1)
+        width = joined.shape[-1] // self._pending_frames if self._pending_frames else 1
+        self._pending = [joined[..., n * width :]]
+        self._pending_frames -= n
+        return joined[..., : n * width]
+
+    def _run_chunk(self, phase: Phase, frames: int, chunk: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+
+class DecoderStream(_Stream):
+    """Codes in, samples out, identical to offline decoding however the codes are cut into pushes.
+
+    A context manager. One thread at a time may use a stream (StreamError otherwise); many streams
+    may run over one codec.
+
+    Attributes
+    ----------
+    lookahead_frames : int
+        Frames by which the samples lag: once n > lookahead_frames frames are in, at least
+        (n - lookahead_frames) frames' worth of samples are out.
+    exact : bool
+        Whether pushes plus flush give the offline samples.
+    """
+
+    exact = True
+
+    def __init__(self, codec: Codec, pass_: Pass, chunk_frames: int, *, delay: int) -> None:
+        super().__init__(codec, pass_, chunk_frames)
+        self.lookahead_frames = -(-delay // codec.hop_length)
+
+    def push(self, codes: np.ndarray) -> np.ndarray:
+        """Codes [n_codebooks, n] -> the samples that became available, float32 [m]; m may be 0.
+
+        Raises
+        ------
+        CodesError
+            For codes of a wrong type, shape or range; the stream goes on as if they had not come.
+        StreamError
+            After ``flush``, or while another thread uses the stream.
+        """
+        codes = self._codec.check_codes(codes)
+        return self._samples(self._feed(codes, codes.shape[1], last=False))
+
+    def flush(self) -> np.ndarray:
+        """End the stream: the remaining samples, float32 [m]."""
+        return self.finish(np.empty((self._codec.n_codebooks, 0), np.int32))
+
+    def finish(self, codes: np.ndarray) -> np.ndarray:
+        """``push`` and ``flush`` in one, with a chunk less work."""
+        codes = self._codec.check_codes(codes)
+        return self._samples(self._feed(codes, codes.shape[1], last=True))
+
+    @staticmethod
+    def _samples(outputs: list[np.ndarray]) -> np.ndarray:
+        if len(outputs) == 1:
+            return outputs[0]
+        return np.concatenate(outputs) if outputs else np.empty(0, np.float32)
+
+    def _run_chunk(self, phase: Phase, frames: int, chunk: np.ndarray) -> np.ndarray:
+        inputs = [self._codec.code_rows(chunk)] if frames else []
+        return self._pass.run([self._state], phase, frames, inputs)[0].reshape(-1)
+
+    def __enter__(self) -> DecoderStream:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+class EncoderStream(_Stream):
+    """Samples in, codes out, identical to offline encoding however the samples are cut into pushes.
+
+    A context manager. One thread at a time may use a stream (StreamError otherwise).
+    """
+
+    exact = True
+
+    def __init__(self, codec: Codec, pass_: Pass, chunk_frames: int) -> None:
+        super().__init__(codec, pass_, chunk_frames)
+
+    def reset(self) -> None:
+        super().reset()
+        self._partial = np.empty(0, np.float32)  # samples short of a frame
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """Mono samples at the codec's rate, float32 [n] -> codes int32 [n_codebooks, m]; m may be 0."""
+        samples = self._codec.check_samples(samples)
+        joined = np.concatenate([self._partial, samples])
+        whole = joined.size // self._codec.hop_length * self._codec.hop_length
+        codes = self._codes(self._feed(joined[:whole], whole // self._codec.hop_length, last=False))
+        self._partial = joined[whole:]
+        return codes
+
+    def flush(self) -> np.ndarray:
+        """End the stream: the remaining codes; a last partial frame is filled with zeros."""
+        return self.finish(np.empty(0, np.float32))
+
+    def finish(self, samples: np.ndarray) -> np.ndarray:
+        """``push`` and ``flush`` in one, with a chunk less work."""
+        samples = np.concatenate([self._partial, self._codec.check_samples(samples)])
+        hop = self._codec.hop_length
+        samples = np.pad(samples, (0, -samples.size % hop))
+        return self._codes(self._feed(samples, samples.size // hop, last=True))
+
+    def _codes(self, outputs: list[np.ndarray]) -> np.ndarray:
+        empty = np.empty((self._codec.n_codebooks, 0), np.int32)
+        return np.concatenate([empty, *outputs], axis=1)
+
+    def _run_chunk(self, phase: Phase, frames: int, chunk: np.ndarray) -> np.ndarray:
+        inputs = [np.ascontiguousarray(chunk)] if frames else []
+        return np.stack(self._pass.run([self._state], phase, frames, inputs))
+
+    def __enter__(self) -> EncoderStream:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
