@@ -1,0 +1,1 @@
+"""Checkpoint to GGUF converters. None of them needs torch."""

@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Descript Audio Codec checkpoints to GGUF, in codec.cpp's names.
+
+Reads descript-audio-codec's ``.pth`` and transformers' ``DacModel`` safetensors. Convolution
+weights are written in torch's layout [out, in, kernel], except with ``q8_0``, whose blocks of 32
+need the output channels innermost; both layouts are in circulation and both are read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+import numpy as np
+
+from vocoder_plugin.errors import ConversionError
+
+from .checkpoint import Checkpoint, Tensors, load_checkpoint
+from .gguf_output import TYPES, Progress, atomic_output, encode_tensor
+
+RESIDUAL_UNITS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Where a checkpoint keeps what the file calls otherwise; ``{i}``: block, ``{k}``: residual unit, ``{n}``: blocks."""
+
+    first: str
+    block: str
+    snake: str
+    resample: str
+    unit: str
+    unit_parts: tuple[str, str, str, str]  # snake, convolution, snake, convolution
+    last_snake: str
+    last: str
+
+
+DESCRIPT = {
+    "enc": Naming(
+        "encoder.block.0", "encoder.block.{i}.block", "3", "4", "{k0}", ("block.0", "block.1", "block.2", "block.3"),
+        "encoder.block.{n1}", "encoder.block.{n2}",
+    ),
+    "dec": Naming(
+        "decoder.model.0", "decoder.model.{i}.block", "0", "1", "{k1}", ("block.0", "block.1", "block.2", "block.3"),
+        "decoder.model.{n1}", "decoder.model.{n2}",
+    ),
+}  # fmt: skip
+TRANSFORMERS = {
+    side: Naming(
+        f"{side}oder.conv1", f"{side}oder.block.{{i0}}", "snake1", resample, "res_unit{k}",
+        ("snake1", "conv1", "snake2", "conv2"), f"{side}oder.snake1", f"{side}oder.conv2",
+    )
+    for side, resample in (("enc", "conv1"), ("dec", "conv_t1"))
+}  # fmt: skip
+KWARGS = {  # of descript's DAC class; what they say is checked against the tensors
+    "encoder_dim", "encoder_rates", "latent_dim", "decoder_dim", "decoder_rates", "n_codebooks", "codebook_size",
+    "codebook_dim", "quantizer_dropout", "sample_rate",
+}  # fmt: skip
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    type: str = "f16",
+    sample_rate: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Convert a checkpoint; the target appears only when it is complete.
+
+    Parameters
+    ----------
+    source : path-like
+        A ``.pth`` file, a ``.safetensors`` file, or a Hugging Face folder.
+    target : path-like
+    type : {"f32", "f16", "bf16", "q8_0"}
+        Of convolution weights; biases, Snake's alphas and codebooks stay F32.
+    sample_rate : int, optional
+        In Hz, where the checkpoint does not say.
+    force : bool
+        Overwrite ``target``.
+    progress : callable, optional
+        Called with (tensors done, tensors in all).
+
+    Raises
+    ------
+    ConversionError
+        If the checkpoint is unreadable, incomplete, contradicts itself or has leftovers.
+    """
+    if type not in TYPES:
+        raise ConversionError(f"type {type!r} is unknown, expected one of {', '.join(TYPES)}")
+    with atomic_output(target, force=force) as partial:
+        checkpoint = load_checkpoint(source)
+        tensors = dict(_named_tensors(Tensors(checkpoint)))
+        writer = gguf.GGUFWriter(partial, "dac")
+        _add_metadata(writer, checkpoint, tensors, sample_rate)
+        for done, (name, values) in enumerate(tensors.items()):
+            conv = values.ndim == 3 and name.endswith(".weight")
+            if conv and type == "q8_0":
+                values = values.transpose(2, 1, 0)
+            data, kind = encode_tensor(values, type if conv else "f32")
+            writer.add_tensor(name, data, raw_dtype=kind)
+            if progress:
+                progress(done + 1, len(tensors))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _named_tensors(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
+    """All tensors under the file's names, in torch's layout; fails if any is missing or left over."""
+    naming = DESCRIPT if "decoder.model.0.bias" in tensors or "encoder.block.0.bias" in tensors else TRANSFORMERS
+    for side in ("enc", "dec"):
+        if naming[side].first + ".bias" in tensors:
+            yield from _side(tensors, side, naming[side])
+    q = 0
+    while f"quantizer.quantizers.{q}.codebook.weight" in tensors:
+        source = f"quantizer.quantizers.{q}"
+        yield f"vq.q{q}.codebook.weight", tensors.take(f"{source}.codebook.weight").astype(np.float32)
+        for part in ("in_proj", "out_proj"):
+            yield from _conv(tensors, f"{source}.{part}", f"vq.q{q}.{part}")
+        q += 1
+    if q == 0:
+        raise ConversionError(f"{tensors.path}: tensor 'quantizer.quantizers.0.codebook.weight' is missing")
+    tensors.finish()
+
+
+def _side(tensors: Tensors, side: str, naming: Naming) -> Iterator[tuple[str, np.ndarray]]:
+    stem = "enc.block" if side == "enc" else "dec.model"
+    resample = "conv1" if side == "enc" else "conv_t1"
+    yield from _conv(tensors, naming.first, f"{stem}.0")
+    n = 0
+    while f"{naming.block.format(i=n + 1, i0=n)}.{naming.resample}.bias" in tensors:
+        n += 1
+        source, target = naming.block.format(i=n, i0=n - 1), f"{stem}.{n}.block"
+        yield from _snake(tensors, f"{source}.{naming.snake}", f"{target}.snake1")
+        yield from _conv(tensors, f"{source}.{naming.resample}", f"{target}.{resample}")
+        for k in RESIDUAL_UNITS:
+            unit, named = f"{source}.{naming.unit.format(k=k, k0=k - 1, k1=k + 1)}", f"{target}.res_unit{k}"
+            snake1, conv1, snake2, conv2 = naming.unit_parts
+            yield from _snake(tensors, f"{unit}.{snake1}", f"{named}.snake1")
+            yield from _conv(tensors, f"{unit}.{conv1}", f"{named}.conv1")
+            yield from _snake(tensors, f"{unit}.{snake2}", f"{named}.snake2")
+            yield from _conv(tensors, f"{unit}.{conv2}", f"{named}.conv2")
+    yield from _snake(tensors, naming.last_snake.format(n1=n + 1), f"{stem}.{n + 1}")
+    yield from _conv(tensors, naming.last.format(n2=n + 2), f"{stem}.{n + 2}")
+
+
+def _conv(tensors: Tensors, source: str, target: str) -> Iterator[tuple[str, np.ndarray]]:
+    weight = tensors.take_conv(source)
+    if weight.ndim != 3:
+        raise ConversionError(f"{tensors.path}: weights of {source!r} have shape {weight.shape}, expected 3 dimensions")
+    yield f"{target}.weight", weight
+    yield f"{target}.bias", tensors.take(f"{source}.bias").astype(np.float32)
+
+
+def _snake(tensors: Tensors, source: str, target: str) -> Iterator[tuple[str, np.ndarray]]:
+    yield f"{target}.alpha", tensors.take(f"{source}.alpha").astype(np.float32)
+
+
+def _add_metadata(
+    writer: gguf.GGUFWriter, checkpoint: Checkpoint, tensors: dict[str, np.ndarray], sample_rate: int | None
+) -> None:
+    """Keys from the tensors; what the checkpoint says of itself must agree, but for the sample rate."""
+    facts = _facts(tensors)
+    kwargs = _kwargs(checkpoint)
+    for key, value in kwargs.items():
+        fact = facts.get(key)
+        if value is not None and fact is not None and value != fact:
+            raise ConversionError(f"{checkpoint.path}: says {key} is {value}, but its tensors say {fact}")
+    rate = sample_rate or kwargs.get("sample_rate") or checkpoint.metadata.get("sampling_rate")
+    if not isinstance(rate, int) or rate <= 0:
+        raise ConversionError(f"{checkpoint.path}: does not say its sample rate; give it with --sample-rate")
+    writer.add_name(f"DAC {rate / 1000:g} kHz")
+    writer.add_uint32("codec.sample_rate", rate)
+    writer.add_uint32("codec.hop_size", math.prod(facts["decoder_rates"] or facts["encoder_rates"]))
+    writer.add_uint32("codec.n_q", facts["n_codebooks"])
+    writer.add_uint32("codec.codebook_size", facts["codebook_size"])
+    writer.add_uint32("codec.latent_dim", facts["latent_dim"])
+    writer.add_uint32("codec.codebook_dim", facts["codebook_dim"])
+    writer.add_bool("codec.has_encoder", bool(facts["encoder_rates"]))
+    writer.add_bool("codec.has_decoder", bool(facts["decoder_rates"]))
+
+
+def _facts(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    def rates(pattern: str) -> list[int]:
+        kernels = []
+        while pattern.format(len(kernels) + 1) in tensors:
+            kernels.append(tensors[pattern.format(len(kernels) + 1)].shape[2])
+        return [kernel // 2 for kernel in kernels]
+
+    size, dim = tensors["vq.q0.codebook.weight"].shape
+    facts = {
+        "encoder_rates": rates("enc.block.{}.block.conv1.weight"),
+        "decoder_rates": rates("dec.model.{}.block.conv_t1.weight"),
+        "n_codebooks": sum(name.endswith(".codebook.weight") for name in tensors),
+        "codebook_size": size,
+        "codebook_dim": dim,
+        "latent_dim": tensors["vq.q0.out_proj.weight"].shape[0],
+    }
+    for side, name in (("encoder_dim", "enc.block.0.bias"), ("decoder_dim", "dec.model.0.bias")):
+        if name in tensors:
+            facts[side] = tensors[name].size
+    return facts
+
+
+def _kwargs(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The arguments that descript's package stores; transformers' config is known to misstate them."""
+    metadata = checkpoint.metadata.get("metadata")
+    kwargs = metadata.get("kwargs", {}) if isinstance(metadata, dict) else {}
+    if not isinstance(kwargs, dict):
+        raise ConversionError(f"{checkpoint.path}: its metadata.kwargs is a {type(kwargs).__name__}, expected a dictionary")
+    unknown = sorted(set(map(str, kwargs)) - KWARGS)
+    if unknown:
+        raise ConversionError(f"{checkpoint.path}: has model arguments that DAC does not know: {', '.join(unknown)}")
+    return kwargs
+
+
+if __name__ == "__main__":
+    from vocoder_plugin.cli import main
+
+    main(["convert", "dac", *__import__("sys").argv[1:]])

@@ -1,0 +1,56 @@
+"""Writing GGUF files: types, layouts, and a target that appears only when it is complete."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from vocoder_plugin.errors import ConversionError
+
+TYPES = ("f32", "f16", "bf16", "q8_0")
+Progress = Callable[[int, int], None]  # tensors done, tensors in all
+
+
+@contextmanager
+def atomic_output(target: str | os.PathLike[str], *, force: bool) -> Iterator[Path]:
+    """A path beside ``target`` to write to; it takes the target's place only if nothing raised."""
+    target = Path(target)
+    if target.exists() and not force:
+        raise ConversionError(f"{target} exists already; use --force to overwrite it")
+    if not target.parent.is_dir():
+        raise ConversionError(f"{target.parent}: there is no such folder")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def encode_tensor(values: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
+    """Values in one of TYPES. What Q8_0's blocks of 32 do not divide becomes F16."""
+    if kind == "q8_0" and values.shape[-1] % 32:
+        kind = "f16"
+    quantization = {
+        "f32": gguf.GGMLQuantizationType.F32,
+        "f16": gguf.GGMLQuantizationType.F16,
+        "bf16": gguf.GGMLQuantizationType.BF16,
+        "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    }[kind]
+    if kind == "f16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        raise ConversionError(f"a weight of {np.abs(values).max():g} does not fit F16; use --type bf16 or f32")
+    return gguf.quants.quantize(np.ascontiguousarray(values, np.float32), quantization), quantization
