@@ -17,11 +17,14 @@ from .errors import (
     TokenError,
     VocoderError,
 )
+from .llm import SpeechStream
 from .stream import DecoderStream, EncoderStream
+from .tokens import AudioVocabulary, TokenReport, deinterleave
 
 __version__ = "0.1.0"
 __all__ = [
     "AudioError",
+    "AudioVocabulary",
     "Codec",
     "CodesError",
     "ConversionError",
@@ -30,7 +33,10 @@ __all__ = [
     "EncoderStream",
     "LibraryError",
     "ModelFileError",
+    "SpeechStream",
     "StreamError",
     "TokenError",
+    "TokenReport",
     "VocoderError",
+    "deinterleave",
 ]

@@ -1,0 +1,171 @@
+"""Each way to run the full-size OuteTTS DAC, in a process of its own that obeys lines on its standard input.
+
+Protocol, one JSON object a line: {"do": "load"}, {"do": "decode", "frames": n} or {"do": "encode",
+"frames": n} -> {"seconds": s, "peak_mib": m, "crc": …}. Inputs are seeded, so all rivals work on the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SAMPLE_RATE, HOP, CODEBOOKS, CODEBOOK_SIZE = 24000, 320, 2, 1024
+
+
+def test_codes(frames: int) -> np.ndarray:
+    return np.random.default_rng(frames).integers(0, CODEBOOK_SIZE, (CODEBOOKS, frames)).astype(np.int32)
+
+
+def test_audio(frames: int) -> np.ndarray:
+    rng = np.random.default_rng(frames)
+    t = np.arange(frames * HOP) / SAMPLE_RATE
+    voice = sum(np.sin(2 * np.pi * 140 * k * t + k) / k for k in range(1, 10)) * (np.sin(2 * np.pi * 2.5 * t) > 0)
+    return (0.2 * voice + 0.01 * rng.standard_normal(t.size)).astype(np.float32)
+
+
+# -- inside the worker
+
+
+def plugin(folder: Path, kind: str, threads: int) -> dict[str, Callable[[int], Any]]:
+    from vocoder_plugin import Codec
+
+    codec = Codec.load(folder / f"dac_{kind}.gguf", n_threads=threads)
+    return {
+        "decode": lambda frames: codec.decode(test_codes(frames)),
+        "encode": lambda frames: codec.encode(test_audio(frames), SAMPLE_RATE),
+    }
+
+
+def torch_model(folder: Path, kind: str, threads: int) -> dict[str, Callable[[int], Any]]:
+    import torch
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
+    from oracles import DAC_SIZES, import_dac
+
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[kind]
+    model = import_dac().DAC(**DAC_SIZES["outetts"]).eval()
+    model.load_state_dict(torch.load(folder / "dac.pth")["state_dict"])
+    for module in model.modules():
+        if hasattr(module, "weight_g"):
+            torch.nn.utils.remove_weight_norm(module)  # as fast as torch can be
+    model = model.to(dtype)
+
+    def decode(frames: int) -> Any:
+        codes = torch.from_numpy(test_codes(frames).astype(np.int64))[None]
+        return model.decode(model.quantizer.from_codes(codes)[0]).float().numpy()
+
+    def encode(frames: int) -> Any:
+        return model.encode(torch.from_numpy(test_audio(frames)).to(dtype)[None, None])[1].numpy()
+
+    return {"decode": decode, "encode": encode}
+
+
+def onnx(folder: Path, _kind: str, threads: int) -> dict[str, Callable[[int], Any]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(folder / "dac_decoder.onnx"), options, providers=["CPUExecutionProvider"])
+    return {"decode": lambda frames: session.run(None, {"codes": test_codes(frames).astype(np.int64)[None]})[0]}
+
+
+RIVALS = {
+    "plugin f32": (plugin, "f32"),
+    "plugin f16": (plugin, "f16"),
+    "torch f32": (torch_model, "f32"),
+    "torch bf16": (torch_model, "bf16"),
+    "onnxruntime f32": (onnx, "f32"),
+}
+
+
+def work(name: str, folder: Path, threads: int) -> None:
+    make, kind = RIVALS[name]
+    calls: dict[str, Callable[[int], Any]] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        start = time.perf_counter()
+        if request["do"] == "load":
+            calls = make(folder, kind, threads)
+        else:
+            calls[request["do"]](request["frames"])
+        seconds = time.perf_counter() - start
+        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}), flush=True)
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process (getrusage would count what the parent had when it forked)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+# -- for the benchmark that asks
+
+
+class Rival:
+    """A running worker."""
+
+    def __init__(self, name: str, folder: Path, threads: int) -> None:
+        self.name = name
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, name, str(folder), str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        )  # fmt: skip
+
+    def ask(self, do: str, frames: int = 0) -> dict[str, float]:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps({"do": do, "frames": frames}) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} stopped with exit status {self._process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+def prepare(folder: Path) -> None:
+    """Full-size models with seeded random weights in every rival's format, made once."""
+    import torch
+
+    from vocoder_plugin.converters import dac
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
+    from oracles import descript_dac, save_descript
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = descript_dac("outetts")
+    save_descript(model, "outetts", folder / "dac.pth")
+    for kind in ("f32", "f16"):
+        dac.convert(folder / "dac.pth", folder / f"dac_{kind}.gguf", type=kind, force=True)
+
+    class Decoder(torch.nn.Module):
+        def forward(self, codes: torch.Tensor) -> torch.Tensor:
+            return model.decode(model.quantizer.from_codes(codes)[0])
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    torch.onnx.export(
+        Decoder().eval(), (torch.from_numpy(test_codes(30).astype(np.int64))[None],), str(folder / "dac_decoder.onnx"),
+        input_names=["codes"], dynamic_axes={"codes": {2: "frames"}}, dynamo=False,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
