@@ -16,12 +16,16 @@ import numpy as np
 import torch
 from torch import nn
 
-DAC_SIZES = {  # published models: the arguments of descript-audio-codec's DAC
+DAC_SIZES: dict[str, dict] = {  # published models, and a small one: the arguments of descript-audio-codec's DAC
     "outetts": dict(encoder_rates=[2, 4, 5, 8], decoder_rates=[8, 5, 4, 2], n_codebooks=2, sample_rate=24000),
     "24khz": dict(encoder_rates=[2, 4, 5, 8], decoder_rates=[8, 5, 4, 2], n_codebooks=32, sample_rate=24000),
     "16khz": dict(encoder_rates=[2, 4, 5, 8], decoder_rates=[8, 5, 4, 2], n_codebooks=12, sample_rate=16000),
     "44khz": dict(encoder_rates=[2, 4, 8, 8], decoder_rates=[8, 8, 4, 2], n_codebooks=9, sample_rate=44100),
-}
+    "small": dict(
+        encoder_dim=4, latent_dim=48, decoder_dim=32, encoder_rates=[2, 4, 5, 8], decoder_rates=[8, 5, 4, 2],
+        n_codebooks=2, sample_rate=24000,
+    ),
+}  # fmt: skip
 
 
 def import_dac() -> types.ModuleType:
