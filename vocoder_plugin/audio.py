@@ -13,6 +13,7 @@ import soxr
 from .errors import AudioError
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+BLOCK = 1 << 16  # samples written at a time: libvorbis keeps what one call brings on the stack, and overflows it
 
 
 def as_mono(audio: np.ndarray) -> np.ndarray:
@@ -29,14 +30,16 @@ def as_mono(audio: np.ndarray) -> np.ndarray:
         audio = audio.mean(axis=1)
     if audio.ndim != 1:
         raise AudioError(f"audio has shape {audio.shape}, expected (n_samples,) or (n_samples, channels)")
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused as such
+        audio = np.ascontiguousarray(audio, np.float32)
     if not np.isfinite(audio).all():
         raise AudioError(f"sample {np.flatnonzero(~np.isfinite(audio))[0]} of the audio is not a finite number")
-    return np.ascontiguousarray(audio, np.float32)
+    return audio
 
 
 def resample(samples: np.ndarray, source_rate: float, target_rate: float) -> np.ndarray:
     """Mono float32 samples from one rate in Hz to another (soxr, high quality)."""
-    if not source_rate > 0:
+    if not 0 < source_rate < float("inf"):
         raise AudioError(f"the sample rate is {source_rate!r}, expected a positive number of Hz")
     if source_rate == target_rate or samples.size == 0:
         return samples
@@ -74,4 +77,6 @@ def write_audio(target: str | os.PathLike[str] | BinaryIO, samples: np.ndarray, 
     import soundfile
 
     file = target if hasattr(target, "write") else str(target)
-    soundfile.write(file, np.clip(samples, -1.0, 1.0), sample_rate, format=format)
+    with soundfile.SoundFile(file, "w", sample_rate, channels=1, format=format) as sound:
+        for start in range(0, len(samples), BLOCK):
+            sound.write(np.clip(samples[start : start + BLOCK], -1.0, 1.0))

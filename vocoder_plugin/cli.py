@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -221,16 +222,17 @@ def decode(codes: str, out: str, codec_file: str, device: str | None, threads: i
 
 def read_codes(path: str) -> np.ndarray:
     """audio_codes [1, K, T] of an npz file -> [K, T]."""
+    if not Path(path).exists():
+        raise VocoderError(f"{path}: there is no such file")
+    if not zipfile.is_zipfile(path):
+        raise VocoderError(f"{path}: not an npz file; `vocoder-plugin encode` writes such files")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray) or "audio_codes" not in archive:
-                raise VocoderError(f"{path}: has no array 'audio_codes'; `vocoder-plugin encode` writes such files")
-            array = archive["audio_codes"]
-    except (ValueError, EOFError, OSError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"not an npz file ({error})"
-        raise VocoderError(f"{path}: {reason}") from None
+            array = archive.get("audio_codes")
     except Exception as error:  # zipfile and zlib have errors of their own
         raise VocoderError(f"{path}: a damaged npz file ({error})") from None
+    if not isinstance(array, np.ndarray):
+        raise VocoderError(f"{path}: has no array 'audio_codes'; `vocoder-plugin encode` writes such files")
     if array.ndim != 3 or array.shape[0] != 1:
         raise VocoderError(f"{path}: audio_codes has shape {array.shape}, expected (1, codebooks, frames)")
     return array[0]
@@ -260,7 +262,7 @@ def generate(
 
     kind = audio_format(out)
     check_output(out, force=force)
-    prompt = sys.stdin.read() if prompt_file == "-" else read_text(prompt_file)
+    prompt = read_text(prompt_file)
     llm = load_llm(model, n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, n_threads=threads, seed=seed)
     with load_codec(codec_file, device, threads, llm) as codec, SpeechStream(llm, codec) as stream:
         start = time.perf_counter()
@@ -277,13 +279,16 @@ def generate(
             write_audio(file, samples, codec.sample_rate, format=kind)
         seconds, length = time.perf_counter() - start, samples.size / codec.sample_rate
         say(f"{length:.2f} s of audio from {count} tokens in {seconds:.2f} s ({count / seconds:.0f} tokens/s, RTF {seconds / length:.2f})")
-        if stream.report.damaged_frames or stream.report.stray_tokens:
-            say(f"warning: {stream.report.damaged_frames} of {stream.report.frames + stream.report.damaged_frames} frames were damaged")
+        report = stream.report
+        if report.damaged_frames or report.stray_tokens:
+            say(f"warning: {report.damaged_frames} damaged frames and {report.stray_tokens} stray tokens left out")
 
 
 def read_text(path: str) -> str:
+    """A UTF-8 file, - for standard input."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise VocoderError(f"{path}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from None
 

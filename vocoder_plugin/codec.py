@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,9 @@ class Codec:
         self.has_decoder = bool(config.decoder_rates)
         self.device = device
         lib = library()
+        if kernels not in (None, "off", *kernels_module.available()):
+            choice = ", ".join([*kernels_module.available(), "off"])
+            raise VocoderError(f"no native kernels {kernels!r} that this CPU can run; there are {choice}")
         compiled = kernels_module.load(lib, kernels) if device.is_cpu and kernels != "off" else None
         self._lowering: Lowering = Native(lib, device, compiled) if compiled else Portable(lib, device)
         self.lowering = f"native/{compiled.name}" if compiled else "portable"
@@ -76,7 +79,6 @@ class Codec:
         self._session = Session(lib, device, n_threads=n_threads)
         self._passes: dict[str, Pass] = {}
         self._chunk_frames = max(round(CHUNK_SECONDS * self.frame_rate), *(p.first_frames for p in self._plans.values()))
-        self._closed = False
 
     @classmethod
     def load(
@@ -181,42 +183,27 @@ class Codec:
 
     def decoder_stream(self) -> DecoderStream:
         """A stream from codes to samples, exact (see DecoderStream)."""
-        self._need("decode", self.has_decoder, "decoder")
-        return DecoderStream(self, self._pass("decode", self._build_decode), self._chunk_frames, delay=self._decoder_delay)
+        self._need(self.has_decoder, "decoder")
+        return DecoderStream(self, self._pass("decode"), self._chunk_frames, delay=self._decoder_delay)
 
     def encoder_stream(self) -> EncoderStream:
         """A stream from mono samples at ``sample_rate`` to codes, exact (see EncoderStream)."""
-        self._need("encode", self.has_encoder, "encoder")
-        return EncoderStream(self, self._pass("encode", self._build_encode), self._chunk_frames)
+        self._need(self.has_encoder, "encoder")
+        return EncoderStream(self, self._pass("encode"), self._chunk_frames)
 
-    def _need(self, _verb: str, present: bool, what: str) -> None:
-        if self._closed:
-            raise VocoderError("this codec is closed")
+    def _need(self, present: bool, what: str) -> None:
+        self._session.check_open()
         if not present:
             raise VocoderError(f"{self.path} has no {what}")
 
-    def _pass(self, name: str, build: Callable[[GraphOps], None]) -> Pass:
+    def _pass(self, name: str) -> Pass:
         with self._session.lock:
             if name not in self._passes:
+                build = functools.partial(BUILDERS[name], self._config, self._lowering)
                 self._passes[name] = Pass(
                     name, self._session, self._lowering, self._plans[name], self._tensors.find, build
                 )
             return self._passes[name]
-
-    # -- graphs
-
-    def _build_decode(self, net: GraphOps) -> None:
-        n = net.frames * self.n_codebooks * net.batch
-        codes = net.g.input("I32", n) if n else None
-        samples = dac.decode(net, self._config, codes)
-        net.g.output(samples.tensor, "F32", net.batch, samples.length)
-
-    def _build_encode(self, net: GraphOps) -> None:
-        n = net.frames * self.hop_length
-        samples = net.g.input("F32", *self._lowering.input_shape(1, n), net.batch) if n else None
-        _, codes = dac.encode(net, self._config, Signal(samples, 1, n, self.hop_length, 0))
-        for tensor in codes:
-            net.g.output(tensor, "I32", int(tensor.contents.ne[0]))
 
     # -- checks
 
@@ -258,7 +245,6 @@ class Codec:
 
     def close(self) -> None:
         """Free the device's memory. The codec and its streams cannot be used afterwards."""
-        self._closed = True
         with self._session.lock:
             self._session.close()
             for pass_ in self._passes.values():
@@ -275,6 +261,24 @@ class Codec:
             f"<Codec {self.name!r}: {self.sample_rate} Hz, {self.n_codebooks} codebooks of {self.codebook_size} "
             f"at {self.frame_rate:g} frames/s, on {self.device.name} ({self.lowering})>"
         )
+
+
+def _build_decode(config: dac.Config, _lowering: Lowering, net: GraphOps) -> None:
+    n = net.frames * config.n_codebooks * net.batch
+    codes = net.g.input("I32", n) if n else None
+    samples = dac.decode(net, config, codes)
+    net.g.output(samples.tensor, "F32", net.batch, samples.length)
+
+
+def _build_encode(config: dac.Config, lowering: Lowering, net: GraphOps) -> None:
+    n = net.frames * config.hop_length
+    samples = net.g.input("F32", *lowering.input_shape(1, n), net.batch) if n else None
+    _, codes = dac.encode(net, config, Signal(samples, 1, n, config.hop_length, 0))
+    for tensor in codes:
+        net.g.output(tensor, "I32", int(tensor.contents.ne[0]))
+
+
+BUILDERS = {"decode": _build_decode, "encode": _build_encode}
 
 
 def usable_cores() -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import reprlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from .errors import ModelFileError
 
 MOST_ENTRIES = 1 << 16  # keys, and tensors; the largest codecs have about a thousand
 MOST_NAME = 1 << 10
+MOST_VALUES = 1 << 20  # bytes of a string, values of an array
 MOST_ALIGNMENT = 1 << 16
 
 SCALARS = {  # GGUF value type -> struct format
@@ -115,7 +117,8 @@ class GGUFFile:
     def _read_tensor_infos(self, cursor: _Cursor, n_tensors: int) -> None:
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 8 <= alignment <= MOST_ALIGNMENT or alignment & (alignment - 1):
-            raise self._fail(f"key 'general.alignment' is {alignment!r}, expected a power of two from 8 to 65536")
+            shown = reprlib.repr(alignment)
+            raise self._fail(f"key 'general.alignment' is {shown}, expected a power of two from 8 to {MOST_ALIGNMENT}")
         found = []
         for index in range(n_tensors):
             name = cursor.text(f"the name of tensor {index}", most=MOST_NAME)
@@ -172,7 +175,7 @@ class GGUFFile:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self._fail(f"key {key!r} is {value!r}, expected {kind.__name__}")
+            raise self._fail(f"key {key!r} is {reprlib.repr(value)}, expected {kind.__name__}")
         return value
 
     def info(self, name: str) -> TensorInfo:
@@ -203,9 +206,9 @@ class _Cursor:
     def scalar(self, form: str, what: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form), what))[0]
 
-    def text(self, what: str, *, most: int | None = None) -> str:
+    def text(self, what: str, *, most: int = MOST_VALUES) -> str:
         length = self.scalar("<Q", what)
-        if most is not None and length > most:
+        if length > most:
             raise ModelFileError(f"{self.path}: {what} is {length} bytes long, more than the {most} allowed")
         try:
             return bytes(self.take(length, what)).decode("utf-8")
@@ -225,9 +228,9 @@ class _Cursor:
     def _array(self, what: str) -> list[Any]:
         kind = self.scalar("<I", what)
         count = self.scalar("<Q", what)
+        if count > MOST_VALUES:
+            raise ModelFileError(f"{self.path}: {what} claims {count} values, more than the {MOST_VALUES} allowed")
         if kind == STRING:
-            if count > (len(self.data) - self.position) // 8:
-                raise ModelFileError(f"{self.path}: {what} claims {count} strings, more than the file holds")
             return [self.text(what) for _ in range(count)]
         if kind not in SCALARS:
             raise ModelFileError(f"{self.path}: {what} is an array of value type {kind}, which is unknown or nested")

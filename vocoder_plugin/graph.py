@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DeviceError
+from .errors import DeviceError, VocoderError
 from .ggml import Device, Library, LogBridge
 from .plan import Tensor
 
@@ -67,6 +67,7 @@ class TensorBuffer:
 
     @property
     def nbytes(self) -> int:
+        self._check_open()
         return int(self._lib.ggml_backend_buffer_get_size(self._buffer))
 
     @property
@@ -74,14 +75,22 @@ class TensorBuffer:
         """Name of the buffer's type, such as ``CPU`` or ``Vulkan0``."""
         return self._lib.ggml_backend_buffer_name(self._buffer).decode()
 
+    def _check_open(self) -> None:
+        if not self.close.alive:
+            raise VocoderError("this memory was freed by close()")
+
     def clear(self) -> None:
+        self._check_open()
         self._lib.ggml_backend_buffer_clear(self._buffer, 0)
 
     def upload(self, name: str, array: np.ndarray) -> None:
+        self._check_open()
         upload(self._lib, self.tensors[name], array)
 
     def copy(self, name: str, target: TensorBuffer, target_name: str) -> None:
         """Copy a tensor to one of the same shape in another buffer of the device."""
+        self._check_open()
+        target._check_open()
         self._lib.ggml_backend_tensor_copy(self.tensors[name], target.tensors[target_name])
 
 
@@ -169,6 +178,10 @@ class Session:
         self.close = weakref.finalize(self, _free_session, lib, self._allocator, self._backend, self._graphs)
         self._set_threads()
 
+    def check_open(self) -> None:
+        if not self.close.alive:
+            raise VocoderError("this codec is closed")
+
     def _set_threads(self) -> None:
         reg = self.lib.ggml_backend_dev_backend_reg(self.device.handle)
         address = self.lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_set_n_threads")
@@ -178,6 +191,7 @@ class Session:
     @property
     def compute_bytes(self) -> int:
         """Bytes of the compute buffer."""
+        self.check_open()
         return int(self.lib.ggml_gallocr_get_buffer_size(self._allocator, 0))
 
     @property
@@ -187,6 +201,7 @@ class Session:
     def run(self, key: Hashable, build: Callable[[Graph], None], inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Run the graph of that key on the inputs, building it with ``build`` where it is not cached."""
         with self.lock:
+            self.check_open()
             graph = self._graphs.get(key) or self._build(key, build)
             self._graphs.move_to_end(key)
             for (tensor, dtype, size), array in zip(graph._inputs, inputs, strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .codec import Codec
+from .errors import VocoderError
 from .tokens import AudioVocabulary, Deinterleaver, TokenReport
 
 # OuteTTS's sampling; llama_cpp applies the penalty to its last_n_tokens_size, 64 by default
@@ -109,7 +110,11 @@ class SpeechStream:
 def generate_tokens(llm: Any, prompt: str, *, end: frozenset[int], max_tokens: int, **sampling: Any) -> Iterator[int]:
     """Tokens that the model writes after a prompt, until an end token, ``max_tokens`` or a full context."""
     tokens = llm.tokenize(prompt.encode("utf-8"), add_bos=False, special=True)
+    if not tokens:
+        raise VocoderError("the prompt is empty")
     limit = min(max_tokens, llm.n_ctx() - len(tokens))
+    if limit < 1:
+        raise VocoderError(f"the prompt has {len(tokens)} tokens, which leaves no room in a context of {llm.n_ctx()}")
     for count, token in enumerate(llm.generate(tokens, **{**SAMPLING, **sampling})):
         if token in end or count >= limit:
             return

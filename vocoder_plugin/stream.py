@@ -56,6 +56,7 @@ class Pass:
         """Advance streams by one chunk of ``frames`` frames each, all in the same phase."""
         batch = len(states)
         with self.session.lock:
+            self.session.check_open()
             slots = self._slots.get(batch) or self._new_slots(batch)
             if phase.first:
                 slots.clear()
@@ -107,19 +108,26 @@ class _Stream:
 
     def reset(self) -> None:
         """Forget everything pushed so far; the next push starts a new stream."""
-        self._started = self._finished = False
-        self._pending: list[np.ndarray] = []
-        self._pending_frames = 0
+        self._claim()
+        try:
+            if not self._state.close.alive:
+                raise StreamError("this stream is closed")
+            self._started = self._finished = False
+            self._pending: list[np.ndarray] = []
+            self._pending_frames = 0
+        finally:
+            self._busy.release()
 
     def close(self) -> None:
         """Free the state. The stream cannot be used afterwards."""
+        self._claim()
         self._finished = True
         self._state.close()
+        self._busy.release()
 
     def _feed(self, frames: np.ndarray, n: int, *, last: bool) -> list[np.ndarray]:
         """Take n frames (along the last axis of ``frames``) and run every chunk that is ready."""
-        if not self._busy.acquire(blocking=False):
-            raise StreamError("this stream is in use by another thread; give each thread a stream of its own")
+        self._claim()
         try:
             if self._finished:
                 raise StreamError("this stream has ended; call reset() to start a new one")
@@ -136,6 +144,10 @@ class _Stream:
             return outputs
         finally:
             self._busy.release()
+
+    def _claim(self) -> None:
+        if not self._busy.acquire(blocking=False):
+            raise StreamError("this stream is in use by another thread; give each thread a stream of its own")
 
     def _next_chunk(self, last: bool) -> tuple[Phase, int] | None:
         waiting, most = self._pending_frames, self._chunk_frames

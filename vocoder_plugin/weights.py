@@ -29,9 +29,7 @@ Find = Callable[[str], Stored]
 
 
 def concatenated(parts: list[Stored], *, axis: int) -> Stored:
-    others = {part.shape[:axis] + part.shape[axis + 1 :] for part in parts}
-    if len(others) != 1:
-        raise ModelFileError(f"tensors of shapes {[part.shape for part in parts]} belong together, but do not fit")
+    """The parts end to end; their shapes must agree along the other axes."""
     shape = list(parts[0].shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
     return Stored(tuple(shape), lambda: np.concatenate([part.read() for part in parts], axis=axis))
@@ -47,13 +45,18 @@ def expected_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     return {spec.name: (spec.size, spec.dim)}
 
 
+def expect_shape(name: str, stored: Stored, shape: tuple[int, ...], *, path: object) -> Stored:
+    """The same tensor; ModelFileError if its shape is another."""
+    if stored.shape != shape:
+        raise ModelFileError(f"{path}: tensor {name!r} has shape {stored.shape}, expected {shape}")
+    return stored
+
+
 def check_shapes(specs: Mapping[str, Spec], find: Find, *, path: object) -> int:
     """Compare every tensor's shape with its spec; the number of values, or ModelFileError."""
     values = 0
     for spec in specs.values():
         for name, shape in expected_shapes(spec).items():
-            found = find(name).shape
-            if found != shape:
-                raise ModelFileError(f"{path}: tensor {name!r} has shape {found}, expected {shape}")
+            expect_shape(name, find(name), shape, path=path)
             values += math.prod(shape)
     return values

@@ -14,11 +14,12 @@ import numpy as np
 
 from ..errors import ModelFileError
 from ..gguf_file import GGUFFile
-from ..weights import Stored, concatenated
 from ..plan import Ops, Signal, Tensor
+from ..weights import Stored, concatenated, expect_shape
 
 DILATIONS = (1, 3, 9)
 MOST_CHANNELS = 1 << 14
+MOST_HOP = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,10 @@ class Tensors:
         if name == "vq.codebooks":
             return concatenated([self._codebook(q) for q in every], axis=0)
         if name == "vq.out_proj.weight":
-            return concatenated([self._conv(f"vq.q{q}.out_proj.weight") for q in every], axis=1)
+            shape = (c.latent_dim, c.codebook_dim, 1)
+            return concatenated([self._part(f"vq.q{q}.out_proj.weight", shape) for q in every], axis=1)
         if name == "vq.out_proj.bias":
-            biases = [self._vector(f"vq.q{q}.out_proj.bias") for q in every]
+            biases = [self._part(f"vq.q{q}.out_proj.bias", (c.latent_dim,)) for q in every]
             return Stored(biases[0].shape, lambda: np.sum([b.read() for b in biases], axis=0, dtype=np.float32))
         if name.endswith((".codebook", ".codebook.unit")):
             stored = self._codebook(int(name.split(".")[1][1:]))
@@ -126,12 +128,13 @@ class Tensors:
             return self.find(name.replace(".negated.", ".")).mapped(np.negative)
         return self._conv(name) if name.endswith(".weight") else self._vector(name)
 
+    def _part(self, name: str, shape: tuple[int, ...]) -> Stored:
+        return expect_shape(name, self.find(name), shape, path=self.file.path)
+
     def _codebook(self, q: int) -> Stored:
         name = f"vq.q{q}.codebook.weight"
-        shape = (self.config.codebook_size, self.config.codebook_dim)
-        if self.file.info(name).shape != shape:
-            raise ModelFileError(f"{self.file.path}: tensor {name!r} has shape {self.file.info(name).shape}, expected {shape}")
-        return Stored(shape, lambda: self.file.read(name))
+        stored = Stored(self.file.info(name).shape, lambda: self.file.read(name))
+        return expect_shape(name, stored, (self.config.codebook_size, self.config.codebook_dim), path=self.file.path)
 
     def _vector(self, name: str) -> Stored:
         shape = (math.prod(self.file.info(name).shape),)  # alphas are stored [1, C, 1]
@@ -164,7 +167,7 @@ class Tensors:
         out_proj = self._conv_shape("vq.q0.out_proj.weight")
         codebook = file.info("vq.q0.codebook.weight").shape
         config = Config(
-            name=file.metadata.get("general.name") or "DAC",
+            name=file.get("general.name", str, "DAC") or "DAC",
             sample_rate=file.get("codec.sample_rate", int),
             n_codebooks=file.get("codec.n_q", int),
             codebook_size=file.get("codec.codebook_size", int),
@@ -177,12 +180,18 @@ class Tensors:
         )
         self._expect("codec.sample_rate", config.sample_rate, range(1000, 400_001))
         self._expect("codec.n_q", config.n_codebooks, range(1, 129))
+        beyond = f"vq.q{config.n_codebooks}.codebook.weight"
+        if beyond in file.tensors:
+            message = f"key 'codec.n_q' is {config.n_codebooks}, but there is a tensor {beyond!r}"
+            raise ModelFileError(f"{file.path}: {message}")
         self._expect("codec.codebook_size", config.codebook_size, (codebook[0],))
         self._expect("codec.codebook_dim", config.codebook_dim, (codebook[-1],))
         self._expect("codec.latent_dim", config.latent_dim, (in_proj[1] if in_proj else out_proj[0],))
         self._expect("codec.hop_size", file.get("codec.hop_size", int, config.hop_length), (config.hop_length,))
         if has_encoder and has_decoder and math.prod(encoder_rates) != math.prod(decoder_rates):
             raise ModelFileError(f"{file.path}: encoder rates {encoder_rates} and decoder rates {decoder_rates} differ in product")
+        if config.hop_length > MOST_HOP:
+            raise ModelFileError(f"{file.path}: a frame has {config.hop_length} samples, more than {MOST_HOP}")
         for what, dim in (("encoder", config.encoder_dim << len(encoder_rates)), ("decoder", config.decoder_dim)):
             if dim > MOST_CHANNELS:
                 raise ModelFileError(f"{file.path}: the {what} has {dim} channels, more than {MOST_CHANNELS}")
@@ -208,13 +217,15 @@ class Tensors:
         )
 
     def _rates(self, pattern: str) -> tuple[int, ...]:
-        """Strides, from kernels of twice their length."""
+        """Strides, from kernels of twice their length; from 2, as stride 1 with DAC's padding loses samples."""
         rates = []
         while pattern.format(len(rates) + 1) in self.file.tensors:
             name = pattern.format(len(rates) + 1)
             kernel = self._conv_shape(name)[2]
-            if kernel % 2 or not 2 <= kernel <= 64:
-                raise ModelFileError(f"{self.file.path}: tensor {name!r} has kernel {kernel}, expected twice a stride")
+            if kernel % 2 or not 4 <= kernel <= 64:
+                raise ModelFileError(
+                    f"{self.file.path}: tensor {name!r} has kernel {kernel}, expected twice a stride of 2 to 32"
+                )
             rates.append(kernel // 2)
         if not rates:
             raise ModelFileError(f"{self.file.path}: tensor {pattern.format(1)!r} is missing")

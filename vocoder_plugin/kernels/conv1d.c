@@ -32,6 +32,11 @@ struct vp_conv1d {
 VP_API int32_t vp_panel(void) { return VP_PANEL; }
 VP_API void vp_set_layout(const struct vp_layout *layout) { vp_layout = *layout; }
 
+/* |sin x| of n values, n a multiple of VP_LANES: for measuring the sine. */
+VP_API void vp_sine_magnitude(float *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += VP_LANES) *(vfloat *)(out + i) = sine_magnitude(*(const vfloat *)(x + i));
+}
+
 #define SCRATCH_FLOATS (96 * 1024) /* target size of the scratch buffer: fits in L2 beside the weights */
 #define ROW_PAD 16                 /* floats between rows, so that rows do not fall into the same cache sets */
 

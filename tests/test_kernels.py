@@ -1,0 +1,217 @@
+"""The native kernels, called as ggml calls them, against NumPy in float64."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vocoder_plugin import ggml, kernels
+from vocoder_plugin.errors import DeviceError
+from vocoder_plugin.graph import Graph, Session
+from vocoder_plugin.ops import Native, Portable
+from vocoder_plugin.plan import WHOLE, Plan, Signal
+from vocoder_plugin.weights import Stored
+
+LIB = ggml.library()
+VARIANTS = kernels.available()
+RATE = math.lcm(*range(1, 9))  # of the input, so that any stride divides it
+
+
+def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
+
+
+def lowering(name: str):
+    device = LIB.device()
+    return Portable(LIB, device) if name == "portable" else Native(LIB, device, kernels.load(LIB, name))
+
+
+def run(name: str, forward, x: np.ndarray, weights: dict[str, np.ndarray], *, threads: int = 2) -> np.ndarray:
+    """A forward pass of one signal x [C, T] as a whole stream on one lowering -> [C', T']."""
+    low = lowering(name)
+    plan = Plan()
+    forward(plan, Signal(None, x.shape[0], 1, RATE, 0))
+    stored = {n: Stored(w.shape, lambda w=w: w.astype(np.float32)) for n, w in weights.items()}
+    buffer = low.load(plan.specs, stored.__getitem__)
+    session = Session(LIB, LIB.device(), n_threads=threads)
+
+    def build(graph: Graph) -> None:
+        tensor = graph.input("F32", *low.input_shape(*x.shape), 1)
+        ops = low.ops(phase=WHOLE, frames=x.shape[1], graph=graph, weights=buffer.tensors, regions=plan.regions)
+        y = forward(ops, Signal(tensor, x.shape[0], x.shape[1], RATE, 0))
+        shape = (y.length, y.channels) if low.name == "native" else (y.channels, y.length)
+        graph.output(y.tensor, "F32", *shape)
+
+    array = x.T if low.name == "native" else x
+    y = session.run("test", build, [np.ascontiguousarray(array, np.float32)])[0]
+    session.close()
+    buffer.close()
+    return y.T if low.name == "native" else y
+
+
+def random_conv(rng, n_out: int, n_in: int, kernel: int, *, transposed: bool = False) -> dict[str, np.ndarray]:
+    shape = (n_in, n_out, kernel) if transposed else (n_out, n_in, kernel)
+    return {
+        "c.weight": (rng.standard_normal(shape) / math.sqrt(n_in * kernel)).astype(np.float32),
+        "c.bias": rng.standard_normal(n_out).astype(np.float32),
+        "s.alpha": np.exp(rng.standard_normal(n_in) * 0.5).astype(np.float32),
+    }
+
+
+def test_compiled_here():
+    """The test command of the README needs a C compiler, so a lack of kernels is a failure, not a skip."""
+    assert "baseline" in VARIANTS
+    assert kernels.load(LIB).name == VARIANTS[0]
+    assert kernels.load(LIB, "no such variant") is None
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "portable"])
+def test_by_hand(name):
+    """y[t] = 1 + 2 x[t-1] + 3 x[t] + 4 x[t+1]."""
+    weights = {"c.weight": np.array([[[2.0, 3.0, 4.0]]]), "c.bias": np.array([1.0])}
+    y = run(name, lambda net, x: net.conv1d(x, "c", out=1, kernel=3), np.array([[1.0, 10.0, 100.0]]), weights)
+    np.testing.assert_array_equal(y, [[1 + 3 + 40, 1 + 2 + 30 + 400, 1 + 20 + 300]])
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "portable"])
+def test_transposed_by_hand(name):
+    """Stride 2, kernel 4, cropped by 1: each input adds w to outputs 2t-1 … 2t+2."""
+    weights = {"c.weight": np.array([[[1.0, 2.0, 3.0, 4.0]]]), "c.bias": np.array([0.5])}
+    forward = lambda net, x: net.conv_transpose1d(x, "c", out=1, kernel=4, stride=2, padding=1)  # noqa: E731
+    y = run(name, forward, np.array([[1.0, 10.0]]), weights)
+    np.testing.assert_array_equal(y, [[2.5, 13.5, 24.5, 30.5]])
+
+
+@st.composite
+def conv_cases(draw):
+    kernel = draw(st.integers(1, 16))
+    stride = draw(st.integers(1, 8))
+    dilation = draw(st.integers(1, 9)) if stride == 1 else 1
+    span = (kernel - 1) * dilation + 1
+    padding = draw(st.integers(0, span // 2))
+    length = draw(st.integers(max(1, span - 2 * padding), span + 70))
+    channels = st.one_of(st.integers(1, 70), st.sampled_from([96, 127, 192, 384, 513, 1024, 1536]))
+    n_in, n_out = draw(channels), draw(channels)
+    if n_in * n_out * kernel > 400_000:
+        n_out = max(1, 400_000 // (n_in * kernel))
+    return dict(
+        kernel=kernel, stride=stride, dilation=dilation, padding=padding, length=length, n_in=n_in, n_out=n_out,
+        snake=draw(st.booleans()), seed=draw(st.integers(0, 2**16)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "portable"])
+@settings(max_examples=60)
+@given(case=conv_cases())
+def test_conv1d(name, case):
+    rng = np.random.default_rng(case["seed"])
+    weights = random_conv(rng, case["n_out"], case["n_in"], case["kernel"])
+    x = rng.standard_normal((case["n_in"], case["length"])).astype(np.float32)
+
+    def forward(net, x):
+        return net.conv1d(
+            x, "c", out=case["n_out"], kernel=case["kernel"], stride=case["stride"], dilation=case["dilation"],
+            padding=case["padding"], snake="s" if case["snake"] else None,
+        )  # fmt: skip
+
+    wide = {n: w.astype(np.float64) for n, w in weights.items()}
+    expected = reference.snake(x.astype(np.float64), wide["s.alpha"]) if case["snake"] else x.astype(np.float64)
+    expected = reference.conv1d(
+        expected, wide["c.weight"], wide["c.bias"],
+        stride=case["stride"], dilation=case["dilation"], padding=case["padding"],
+    )  # fmt: skip
+    got = run(name, forward, x, weights)
+    assert got.shape == expected.shape
+    assert relative_error(got, expected) <= 2e-6
+
+
+@st.composite
+def transposed_cases(draw):
+    stride = draw(st.integers(1, 8))
+    kernel = draw(st.integers(stride, 16))
+    padding = draw(st.integers(0, kernel // 2))
+    length = draw(st.integers(1 + 2 * padding // stride, 50))
+    return stride, kernel, padding, length, draw(st.integers(1, 70)), draw(st.integers(1, 70)), draw(st.integers(0, 99))
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "portable"])
+@settings(max_examples=40)
+@given(case=transposed_cases())
+def test_conv_transpose1d(name, case):
+    stride, kernel, padding, length, n_in, n_out, seed = case
+    rng = np.random.default_rng(seed)
+    weights = random_conv(rng, n_out, n_in, kernel, transposed=True)
+    x = rng.standard_normal((n_in, length)).astype(np.float32)
+
+    def forward(net, x):
+        return net.conv_transpose1d(x, "c", out=n_out, kernel=kernel, stride=stride, padding=padding, snake="s")
+
+    wide = {n: w.astype(np.float64) for n, w in weights.items()}
+    expected = reference.snake(x.astype(np.float64), wide["s.alpha"])
+    expected = reference.conv_transpose1d(expected, wide["c.weight"], wide["c.bias"], stride=stride, padding=padding)
+    got = run(name, forward, x, weights)
+    assert got.shape == expected.shape
+    assert relative_error(got, expected) <= 2e-6
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_threads_change_nothing(name):
+    rng = np.random.default_rng(5)
+    for n_in, n_out, kernel, length in ((96, 96, 7, 1000), (384, 768, 7, 40), (40, 1, 7, 500), (512, 300, 2, 3)):
+        weights = random_conv(rng, n_out, n_in, kernel)
+        x = rng.standard_normal((n_in, length)).astype(np.float32)
+        forward = lambda net, x, n=n_out, k=kernel: net.conv1d(x, "c", out=n, kernel=k, snake="s")  # noqa: E731
+        one, *others = (run(name, forward, x, weights, threads=n) for n in (1, 2, 3, 5))
+        for other in others:
+            np.testing.assert_array_equal(one, other)
+
+
+def native_snake(name: str, x: np.ndarray, alpha: float) -> np.ndarray:
+    """Snake alone, through a convolution that copies: float32, exactly what the kernel computed."""
+    weights = {
+        "c.weight": np.ones((1, 1, 1)),
+        "c.bias": np.zeros(1),
+        "s.alpha": np.array([alpha]),
+    }
+    return run(name, lambda net, x: net.conv1d(x, "c", out=1, kernel=1, snake="s"), x[np.newaxis], weights)[0]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("limit", [4.0, 100.0, 1e4, 1e5, 1e7, 3e38])
+def test_sine_is_accurate(name, limit):
+    """Within 2 ulp of |sin x|; the baseline, which may lack fused multiply-add, within 2 ulp + 2e-10."""
+    x = np.random.default_rng(1).uniform(-limit, limit, 40_000).astype(np.float32)
+    kernel = kernels.load(LIB, name)
+    out = np.empty_like(x)
+    kernel.sine_magnitude(out, x)
+    exact = np.abs(np.sin(x.astype(np.float64)))
+    slack = 2e-10 if name == "baseline" else 0.0
+    assert (np.abs(np.abs(out) - exact) <= 2 * np.spacing(exact.astype(np.float32)) + slack).all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_snake_of_odd_values(name):
+    x = np.array([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30, 44999.0, 45001.0], np.float32)
+    got = native_snake(name, x, 2.0)
+    expected = reference.snake(x[np.newaxis].astype(np.float64), np.array([2.0]))[0]
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    assert np.isnan(native_snake(name, np.array([np.nan, np.inf, 1.0], np.float32), 1.0)[:2]).all()
+
+
+def test_session_refuses_a_failing_device(monkeypatch):
+    device = LIB.device()
+    monkeypatch.setattr(LIB, "ggml_backend_dev_init", lambda *_: None)
+    with pytest.raises(DeviceError, match="could not be initialised"):
+        Session(LIB, device, n_threads=1)
+
+
+def test_layout_offsets_come_from_the_bindings():
+    tensor = LIB.bindings["ggml_tensor"]
+    assert tensor.data.offset > tensor.src.offset > tensor.nb.offset > tensor.ne.offset
+    assert ctypes.sizeof(kernels.Conv1dParams) == 15 * 4

@@ -1,0 +1,213 @@
+"""Streaming is exact: however a stream is cut, it gives the offline result, bit for bit on the native lowering."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vocoder_plugin import Codec, CodesError, StreamError, kernels
+from vocoder_plugin.codec import Codec as CodecClass
+
+RNG = np.random.default_rng(11)
+FRAMES = 130  # more than one chunk of offline decoding, so that offline too is first, middle and last
+CODES = RNG.integers(0, 1024, (2, FRAMES)).astype(np.int32)
+WAV = (RNG.standard_normal(FRAMES * 320 - 100) * 0.2).astype(np.float32)
+LOWERINGS = {name: 0.0 for name in kernels.available()} | {"off": 1e-6}  # allowed relative error
+
+
+@pytest.fixture(scope="module", params=LOWERINGS)
+def codec(request, small_dac_file):
+    with Codec.load(small_dac_file, kernels=request.param, n_threads=2) as codec:
+        codec.allowed = LOWERINGS[request.param]
+        codec.whole = codec.decode(CODES)
+        codec.encoded = codec.encode(WAV, 24000)
+        yield codec
+
+
+def assert_same(got: np.ndarray, expected: np.ndarray, allowed: float) -> None:
+    assert got.shape == expected.shape
+    if allowed == 0.0:
+        np.testing.assert_array_equal(got, expected)
+    else:
+        assert np.linalg.norm(got - expected) <= allowed * np.linalg.norm(expected)
+
+
+def cuts(total: int, smallest: int):
+    """Sizes of pushes that add up to ``total``."""
+    return st.lists(st.integers(smallest, total // 2), min_size=0, max_size=30).map(
+        lambda sizes: np.diff(np.unique(np.clip([0, *np.cumsum(sizes), total], 0, total))).tolist()
+    )
+
+
+@settings(max_examples=25)
+@given(sizes=cuts(FRAMES, 0))
+def test_any_cut_decodes_to_the_offline_samples(codec, sizes):
+    edges = np.cumsum([0, *sizes])
+    with codec.decoder_stream() as stream:
+        parts = [stream.push(CODES[:, a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+        parts.append(stream.flush())
+    assert_same(np.concatenate(parts), codec.whole, codec.allowed)
+
+
+@settings(max_examples=15)
+@given(sizes=cuts(WAV.size, 0))
+def test_any_cut_encodes_to_the_offline_codes(codec, sizes):
+    edges = np.cumsum([0, *sizes])
+    with codec.encoder_stream() as stream:
+        parts = [stream.push(WAV[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+        parts.append(stream.flush())
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), codec.encoded)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 9, 10, 11, 12, 60])
+def test_frame_by_frame_and_at_once(codec, frames):
+    codes = CODES[:, :frames]
+    whole = codec.decode(codes)
+    with codec.decoder_stream() as stream:
+        single = [stream.push(codes[:, i : i + 1]) for i in range(frames)]
+        assert_same(np.concatenate([*single, stream.flush()]), whole, codec.allowed)
+        stream.reset()
+        assert_same(np.concatenate([stream.push(codes), stream.flush()]), whole, codec.allowed)
+        stream.reset()
+        assert_same(stream.finish(codes), whole, codec.allowed)
+
+
+def test_chunk_size_changes_nothing(small_dac_file, monkeypatch):
+    """Offline decoding in one piece, and in pieces of other sizes."""
+    results = []
+    for seconds in (0.2, 0.64, 10.0):
+        monkeypatch.setattr("vocoder_plugin.codec.CHUNK_SECONDS", seconds)
+        with Codec.load(small_dac_file, n_threads=2) as codec:
+            results.append((codec.decode(CODES), codec.encode(WAV, 24000)))
+    for audio, codes in results[1:]:
+        np.testing.assert_array_equal(audio, results[0][0])
+        np.testing.assert_array_equal(codes, results[0][1])
+
+
+def test_samples_come_as_soon_as_they_can(codec):
+    """After n > lookahead_frames frames, all but the decoder's reach are out."""
+    with codec.decoder_stream() as stream:
+        assert stream.exact
+        assert stream.lookahead_frames == 10
+        out = 0
+        for n in range(1, 30):
+            out += stream.push(CODES[:, n - 1 : n]).size
+            assert out == max(0, 320 * n - 3141)
+
+
+def test_ten_frames_ahead_is_the_whole_reach(codec):
+    """A change in a frame does not touch samples more than 10 frames before it."""
+    changed = CODES.copy()
+    changed[:, 60] = (changed[:, 60] + 1) % 1024
+    different = np.flatnonzero(codec.decode(changed) != codec.whole)
+    assert different[0] >= (60 - 10) * 320
+    assert different[-1] < (60 + 11) * 320
+
+
+def test_empty_streams(codec):
+    with codec.decoder_stream() as stream:
+        assert stream.push(np.empty((2, 0), np.int32)).shape == (0,)
+        assert stream.flush().shape == (0,)
+    with codec.encoder_stream() as stream:
+        assert stream.push(np.empty(0, np.float32)).shape == (2, 0)
+        assert stream.flush().shape == (2, 0)
+
+
+def test_a_stream_that_ended_says_so(small_dac):
+    with small_dac.decoder_stream() as stream:
+        stream.finish(CODES[:, :20])
+        with pytest.raises(StreamError, match=r"has ended; call reset\(\)"):
+            stream.push(CODES[:, :1])
+        stream.reset()
+        assert stream.finish(CODES[:, :1]).size == 312
+    with pytest.raises(StreamError, match="has ended"):
+        stream.push(CODES[:, :1])
+
+
+def test_bad_codes_leave_the_stream_as_it_was(small_dac):
+    with small_dac.decoder_stream() as stream:
+        parts = [stream.push(CODES[:, :30])]
+        with pytest.raises(CodesError, match="code 1024 of codebook 1, frame 0"):
+            stream.push(np.array([[0], [1024]]))
+        parts += [stream.push(CODES[:, 30:]), stream.flush()]
+    np.testing.assert_array_equal(np.concatenate(parts), small_dac.decode(CODES))
+
+
+def test_interleaved_streams_do_not_mix(small_dac):
+    others = [np.roll(CODES, 17 * i, axis=1) for i in range(4)]
+    streams = [small_dac.decoder_stream() for _ in others]
+    parts: list[list[np.ndarray]] = [[] for _ in others]
+    for start in range(0, FRAMES, 13):
+        for stream, codes, part in zip(streams, others, parts, strict=True):
+            part.append(stream.push(codes[:, start : start + 13]))
+    for stream, codes, part in zip(streams, others, parts, strict=True):
+        np.testing.assert_array_equal(np.concatenate([*part, stream.flush()]), small_dac.decode(codes))
+        stream.close()
+
+
+def test_eight_threads_on_one_codec(small_dac):
+    others = [np.roll(CODES, 17 * i, axis=1) for i in range(8)]
+    expected = [small_dac.decode(codes) for codes in others]
+    results: list[np.ndarray | None] = [None] * 8
+
+    def work(i: int) -> None:
+        with small_dac.decoder_stream() as stream:
+            parts = [stream.push(others[i][:, t : t + 1 + i]) for t in range(0, FRAMES, 1 + i)]
+            results[i] = np.concatenate([*parts, stream.flush()])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for got, wanted in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_two_threads_on_one_stream_are_refused(small_dac, monkeypatch):
+    inside, leave = threading.Event(), threading.Event()
+    real = CodecClass.code_rows
+
+    def slow(self, codes):
+        inside.set()
+        leave.wait(30)
+        return real(self, codes)
+
+    monkeypatch.setattr(CodecClass, "code_rows", slow)
+    with small_dac.decoder_stream() as stream:
+        thread = threading.Thread(target=stream.push, args=(CODES[:, :20],))
+        thread.start()
+        assert inside.wait(30)
+        with pytest.raises(StreamError, match="in use by another thread"):
+            stream.push(CODES[:, 20:21])
+        leave.set()
+        thread.join()
+        assert stream.push(CODES[:, 20:21]).size == 320
+
+
+def test_graphs_are_reused(small_dac_file):
+    with Codec.load(small_dac_file, n_threads=1) as codec, codec.decoder_stream() as stream:
+        built = []
+        real = codec._session._build
+        codec._session._build = lambda key, build: built.append(key) or real(key, build)
+        for _ in range(3):
+            for start in range(0, FRAMES, 10):
+                stream.push(CODES[:, start : start + 10])
+            stream.flush()
+            stream.reset()
+        # first chunk, middle chunk, and the flush that brings no frames
+        assert len({key for key in built}) == 3
+        assert codec._session.cached_graphs <= 3
+
+
+def test_cache_of_graphs_is_bounded(small_dac_file):
+    with Codec.load(small_dac_file, n_threads=1) as codec:
+        # longest first: a growing compute buffer would empty the cache
+        expected = {n: codec.decode(CODES[:, :n]) for n in range(40, 0, -1)}
+        assert codec._session.cached_graphs == codec._session.max_graphs
+        for n in (1, 20, 40):
+            np.testing.assert_array_equal(codec.decode(CODES[:, :n]), expected[n])
