@@ -15,9 +15,9 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rivals import HOP, RIVALS, SAMPLE_RATE, Rival, prepare
 from rich.console import Console
 from rich.table import Table
+from rivals import HOP, RIVALS, SAMPLE_RATE, Rival, prepare
 
 
 def processor() -> str:
@@ -40,11 +40,15 @@ def versions() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, nargs="+", default=[1, 10], help="clip lengths (default: 1 10)")
-    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), metavar="NAME", help=", ".join(RIVALS))
+    parser.add_argument(
+        "--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), metavar="NAME", help=", ".join(RIVALS)
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of every rival (default: 2)")
     parser.add_argument("--repeat", type=int, default=5, help="timed repetitions after one warm-up (default: 5)")
     parser.add_argument("--do", choices=("decode", "encode"), default="decode")
-    parser.add_argument("--folder", type=Path, help="keep the models here, and use them again (default: a temporary one)")
+    parser.add_argument(
+        "--folder", type=Path, help="keep the models here, and use them again (default: a temporary one)"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)

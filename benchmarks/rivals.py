@@ -75,7 +75,9 @@ def onnx(folder: Path, _kind: str, threads: int) -> dict[str, Callable[[int], An
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(folder / "dac_decoder.onnx"), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(folder / "dac_decoder.onnx"), options, providers=["CPUExecutionProvider"]
+    )
     return {"decode": lambda frames: session.run(None, {"codes": test_codes(frames).astype(np.int64)[None]})[0]}
 
 
@@ -143,7 +145,6 @@ class Rival:
 def prepare(folder: Path) -> None:
     """Full-size models with seeded random weights in every rival's format, made once."""
     import torch
-
     from vocoder_plugin.converters import dac
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))

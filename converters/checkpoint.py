@@ -14,7 +14,7 @@ import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -88,8 +88,10 @@ def _load_safetensors(path: Path) -> Checkpoint:
     if config.exists():
         try:
             metadata = json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConversionError(f"{config}: not valid JSON: {error}") from None
+        if not isinstance(metadata, dict):
+            raise ConversionError(f"{config}: holds a {type(metadata).__name__}, expected a dictionary")
     return Checkpoint(path, tensors, metadata)
 
 
@@ -109,16 +111,16 @@ class _Storage:
         self.kind = kind
 
 
-def _rebuild_tensor(storage: np.ndarray, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
+def _rebuild_tensor(
+    storage: np.ndarray, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> np.ndarray:
     if not (all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *stride)) and len(shape) == len(stride)):
-        raise ConversionError("a tensor of the checkpoint has an impossible shape")
+        raise ValueError("a tensor has an impossible shape")
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if math.prod(shape) else offset - 1
-    if last >= storage.size:
-        raise ConversionError("a tensor of the checkpoint reaches beyond its storage")
+    if last >= storage.size or math.prod(shape) > storage.size:  # strides of 0 could make any size of one value
+        raise ValueError("a tensor reaches beyond its storage")
     itemsize = storage.itemsize
-    return np.lib.stride_tricks.as_strided(
-        storage[offset:], shape, [s * itemsize for s in stride], writeable=False
-    )
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, [s * itemsize for s in stride], writeable=False)
 
 
 def _rebuild_parameter(data: np.ndarray, *_: Any) -> np.ndarray:
@@ -134,8 +136,8 @@ class _Unpickler(pickle.Unpickler):
         ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     }
 
-    def __init__(self, archive: zipfile.ZipFile, folder: str, path: Path) -> None:
-        super().__init__(archive.open(f"{folder}data.pkl"))
+    def __init__(self, stream: IO[bytes], archive: zipfile.ZipFile, folder: str, path: Path) -> None:
+        super().__init__(stream)
         self._archive, self._folder, self._path = archive, folder, path
         self._storages: dict[str, np.ndarray] = {}
 
@@ -168,7 +170,8 @@ def _load_zip(path: Path) -> Checkpoint:
             pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
             if len(pickles) != 1:
                 raise ConversionError(f"{path}: a zip archive, but not a torch checkpoint")
-            content = _Unpickler(archive, pickles[0].removesuffix("data.pkl"), path).load()
+            with archive.open(pickles[0]) as stream:
+                content = _Unpickler(stream, archive, pickles[0].removesuffix("data.pkl"), path).load()
     except ConversionError:
         raise
     except Exception as error:  # a damaged pickle or archive can raise almost anything
@@ -206,8 +209,10 @@ class Tensors:
             raise ConversionError(f"{self.path}: tensor {name!r} is missing") from None
         if values.dtype.kind != "f":
             raise ConversionError(f"{self.path}: tensor {name!r} has type {values.dtype}, expected floating point")
-        if not np.isfinite(values).all():
-            raise ConversionError(f"{self.path}: tensor {name!r} has values that are not finite")
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(values.astype(np.float32)).all()
+        if not finite:
+            raise ConversionError(f"{self.path}: tensor {name!r} has values that are not finite in float32")
         return values
 
     def take_conv(self, name: str) -> np.ndarray:

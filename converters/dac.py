@@ -23,11 +23,16 @@ from .checkpoint import Checkpoint, Tensors, load_checkpoint
 from .gguf_output import TYPES, Progress, atomic_output, encode_tensor
 
 RESIDUAL_UNITS = (1, 2, 3)
+SAMPLE_RATES = range(1000, 400_001)
 
 
 @dataclass(frozen=True)
 class Naming:
-    """Where a checkpoint keeps what the file calls otherwise; ``{i}``: block, ``{k}``: residual unit, ``{n}``: blocks."""
+    """Where a checkpoint keeps what the file calls otherwise.
+
+    ``{i}`` is the block from 1, ``{i0}`` from 0; ``{k}`` the residual unit from 1, ``{k0}`` from 0, ``{k1}`` from 2;
+    ``{n1}`` and ``{n2}`` are 1 and 2 more than the number of blocks.
+    """
 
     first: str
     block: str
@@ -103,7 +108,7 @@ def convert(
             conv = values.ndim == 3 and name.endswith(".weight")
             if conv and type == "q8_0":
                 values = values.transpose(2, 1, 0)
-            data, kind = encode_tensor(values, type if conv else "f32")
+            data, kind = encode_tensor(name, values, type if conv else "f32")
             writer.add_tensor(name, data, raw_dtype=kind)
             if progress:
                 progress(done + 1, len(tensors))
@@ -116,13 +121,19 @@ def convert(
 def _named_tensors(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
     """All tensors under the file's names, in torch's layout; fails if any is missing or left over."""
     naming = DESCRIPT if "decoder.model.0.bias" in tensors or "encoder.block.0.bias" in tensors else TRANSFORMERS
-    for side in ("enc", "dec"):
-        if naming[side].first + ".bias" in tensors:
-            yield from _side(tensors, side, naming[side])
+    sides = [side for side in ("enc", "dec") if naming[side].first + ".bias" in tensors]
+    if not sides:
+        raise ConversionError(f"{tensors.path}: tensors of neither an encoder nor a decoder of DAC")
+    for side in sides:
+        yield from _side(tensors, side, naming[side])
     q = 0
     while f"quantizer.quantizers.{q}.codebook.weight" in tensors:
         source = f"quantizer.quantizers.{q}"
-        yield f"vq.q{q}.codebook.weight", tensors.take(f"{source}.codebook.weight").astype(np.float32)
+        codebook = tensors.take(f"{source}.codebook.weight").astype(np.float32)
+        if codebook.ndim != 2:
+            shape = codebook.shape
+            raise ConversionError(f"{tensors.path}: codebook of {source!r} has shape {shape}, expected 2 dimensions")
+        yield f"vq.q{q}.codebook.weight", codebook
         for part in ("in_proj", "out_proj"):
             yield from _conv(tensors, f"{source}.{part}", f"vq.q{q}.{part}")
         q += 1
@@ -172,11 +183,14 @@ def _add_metadata(
     kwargs = _kwargs(checkpoint)
     for key, value in kwargs.items():
         fact = facts.get(key)
-        if value is not None and fact is not None and value != fact:
+        if value is not None and fact and not _agrees(value, fact):  # no fact: the side that has it is absent
             raise ConversionError(f"{checkpoint.path}: says {key} is {value}, but its tensors say {fact}")
-    rate = sample_rate or kwargs.get("sample_rate") or checkpoint.metadata.get("sampling_rate")
-    if not isinstance(rate, int) or rate <= 0:
+    told = (sample_rate, kwargs.get("sample_rate"), checkpoint.metadata.get("sampling_rate"))
+    rate = next((rate for rate in told if rate is not None), None)
+    if rate is None:
         raise ConversionError(f"{checkpoint.path}: does not say its sample rate; give it with --sample-rate")
+    if not isinstance(rate, int) or rate not in SAMPLE_RATES:
+        raise ConversionError(f"{checkpoint.path}: sample rate is {rate!r}, expected 1000 to 400000 Hz")
     writer.add_name(f"DAC {rate / 1000:g} kHz")
     writer.add_uint32("codec.sample_rate", rate)
     writer.add_uint32("codec.hop_size", math.prod(facts["decoder_rates"] or facts["encoder_rates"]))
@@ -186,6 +200,12 @@ def _add_metadata(
     writer.add_uint32("codec.codebook_dim", facts["codebook_dim"])
     writer.add_bool("codec.has_encoder", bool(facts["encoder_rates"]))
     writer.add_bool("codec.has_decoder", bool(facts["decoder_rates"]))
+
+
+def _agrees(value: Any, fact: Any) -> bool:
+    if isinstance(fact, list):
+        return isinstance(value, (list, tuple)) and len(value) == len(fact) and all(map(_agrees, value, fact))
+    return isinstance(value, int) and value == fact
 
 
 def _facts(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -215,7 +235,9 @@ def _kwargs(checkpoint: Checkpoint) -> dict[str, Any]:
     metadata = checkpoint.metadata.get("metadata")
     kwargs = metadata.get("kwargs", {}) if isinstance(metadata, dict) else {}
     if not isinstance(kwargs, dict):
-        raise ConversionError(f"{checkpoint.path}: its metadata.kwargs is a {type(kwargs).__name__}, expected a dictionary")
+        raise ConversionError(
+            f"{checkpoint.path}: its metadata.kwargs is a {type(kwargs).__name__}, expected a dictionary"
+        )
     unknown = sorted(set(map(str, kwargs)) - KWARGS)
     if unknown:
         raise ConversionError(f"{checkpoint.path}: has model arguments that DAC does not know: {', '.join(unknown)}")

@@ -14,6 +14,7 @@ import numpy as np
 from vocoder_plugin.errors import ConversionError
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
+LARGEST = {"f16": 65504.0, "q8_0": 127 * 65504.0}  # weights that do not become infinite
 Progress = Callable[[int, int], None]  # tensors done, tensors in all
 
 
@@ -41,7 +42,7 @@ def _umask() -> int:
     return mask
 
 
-def encode_tensor(values: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
+def encode_tensor(name: str, values: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
     """Values in one of TYPES. What Q8_0's blocks of 32 do not divide becomes F16."""
     if kind == "q8_0" and values.shape[-1] % 32:
         kind = "f16"
@@ -51,6 +52,7 @@ def encode_tensor(values: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQ
         "bf16": gguf.GGMLQuantizationType.BF16,
         "q8_0": gguf.GGMLQuantizationType.Q8_0,
     }[kind]
-    if kind == "f16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
-        raise ConversionError(f"a weight of {np.abs(values).max():g} does not fit F16; use --type bf16 or f32")
+    largest = np.abs(values).max(initial=0)
+    if largest > LARGEST.get(kind, np.inf):
+        raise ConversionError(f"tensor {name!r} has a weight of {largest:g}, too large for {kind}; use bf16 or f32")
     return gguf.quants.quantize(np.ascontiguousarray(values, np.float32), quantization), quantization

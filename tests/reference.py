@@ -25,7 +25,7 @@ def conv1d(x, weight, bias, *, stride=1, dilation=1, padding=0):
 
 def conv_transpose1d(x, weight, bias, *, stride, padding):
     """x [in, T], weight [in, out, kernel] -> [out, (T - 1) * stride + kernel - 2 * padding]."""
-    n_in, n_out, kernel = weight.shape
+    _, n_out, kernel = weight.shape
     y = np.zeros((n_out, (x.shape[1] - 1) * stride + kernel), x.dtype)
     for j in range(kernel):
         y[:, j : j + (x.shape[1] - 1) * stride + 1 : stride] += weight[:, :, j].T @ x
@@ -38,7 +38,7 @@ def snake(x, alpha):
 
 
 class Dac:
-    """DAC's passes over tensors found by name (see vocoder_plugin.codecs.dac.Tensors.find)."""
+    """DAC's passes over tensors found by name (see vocoder_plugin.codecs.dac_file.Tensors.find)."""
 
     def __init__(self, tensors, dtype=np.float64):
         self.config = tensors.config
@@ -46,14 +46,18 @@ class Dac:
 
     def residual_unit(self, x, name, dilation):
         h = snake(x, self.w(f"{name}.snake1.alpha"))
-        h = conv1d(h, self.w(f"{name}.conv1.weight"), self.w(f"{name}.conv1.bias"), dilation=dilation, padding=3 * dilation)
+        h = conv1d(
+            h, self.w(f"{name}.conv1.weight"), self.w(f"{name}.conv1.bias"), dilation=dilation, padding=3 * dilation
+        )
         h = snake(h, self.w(f"{name}.snake2.alpha"))
         return x + conv1d(h, self.w(f"{name}.conv2.weight"), self.w(f"{name}.conv2.bias"))
 
     def decode(self, codes):
         z = sum(
             conv1d(
-                self.w(f"vq.q{q}.codebook")[codes[q]].T, self.w(f"vq.q{q}.out_proj.weight"), self.w(f"vq.q{q}.out_proj.bias")
+                self.w(f"vq.q{q}.codebook")[codes[q]].T,
+                self.w(f"vq.q{q}.out_proj.weight"),
+                self.w(f"vq.q{q}.out_proj.bias"),
             )
             for q in range(len(codes))
         )
@@ -63,7 +67,11 @@ class Dac:
             block = f"dec.model.{i}.block"
             x = snake(x, self.w(f"{block}.snake1.alpha"))
             x = conv_transpose1d(
-                x, self.w(f"{block}.conv_t1.weight"), self.w(f"{block}.conv_t1.bias"), stride=rate, padding=-(-rate // 2)
+                x,
+                self.w(f"{block}.conv_t1.weight"),
+                self.w(f"{block}.conv_t1.bias"),
+                stride=rate,
+                padding=-(-rate // 2),
             )
             for k, dilation in enumerate(DILATIONS, 1):
                 x = self.residual_unit(x, f"{block}.res_unit{k}", dilation)
@@ -80,7 +88,9 @@ class Dac:
             for k, dilation in enumerate(DILATIONS, 1):
                 x = self.residual_unit(x, f"{block}.res_unit{k}", dilation)
             x = snake(x, self.w(f"{block}.snake1.alpha"))
-            x = conv1d(x, self.w(f"{block}.conv1.weight"), self.w(f"{block}.conv1.bias"), stride=rate, padding=-(-rate // 2))
+            x = conv1d(
+                x, self.w(f"{block}.conv1.weight"), self.w(f"{block}.conv1.bias"), stride=rate, padding=-(-rate // 2)
+            )
         last = len(rates) + 1
         x = snake(x, self.w(f"enc.block.{last}.alpha"))
         return conv1d(x, self.w(f"enc.block.{last + 1}.weight"), self.w(f"enc.block.{last + 1}.bias"), padding=1)

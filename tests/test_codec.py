@@ -19,7 +19,9 @@ def test_attributes(small_dac):
     assert small_dac.has_encoder
     assert small_dac.has_decoder
     assert small_dac.device.is_cpu
-    assert repr(small_dac).startswith("<Codec 'DAC 24 kHz': 24000 Hz, 2 codebooks of 1024 at 75 frames/s, on CPU (native/")
+    assert repr(small_dac).startswith(
+        "<Codec 'DAC 24 kHz': 24000 Hz, 2 codebooks of 1024 at 75 frames/s, on CPU (native/"
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,11 +157,13 @@ def test_memory_is_given_back(small_dac_file):
         "    codec.decode(codes); codec.encode(np.zeros(32000), 24000)\n"
         "    codec.decoder_stream().push(codes)\n"
         "gc.disable()\n"  # no cycles: dropping the last reference frees everything
-        "for _ in range(20): once()\n"
+        "for _ in range(60): once()\n"
         "before = rss()\n"
         "for _ in range(60): once()\n"
         "print(rss() - before)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(small_dac_file)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(small_dac_file)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 4 << 20

@@ -8,6 +8,7 @@ import reference
 
 from vocoder_plugin import Codec, kernels
 from vocoder_plugin.codecs import dac
+from vocoder_plugin.codecs.dac_file import Tensors
 from vocoder_plugin.gguf_file import GGUFFile
 from vocoder_plugin.plan import Plan, Signal
 
@@ -30,7 +31,13 @@ def load_reference(fixtures, source: str) -> dict[str, np.ndarray]:
 # so no more than that can be asked of anybody's F32.
 @pytest.mark.parametrize(
     ("source", "kind", "floor", "codes_equal"),
-    [("pth", "f32", 105, 1.0), ("pth", "f16", 48, 1.0), ("pth", "q8_0", 32, 0.9), ("hf", "f32", 93, 1.0), ("hf", "f16", 36, 0.96)],
+    [
+        ("pth", "f32", 105, 1.0),
+        ("pth", "f16", 48, 1.0),
+        ("pth", "q8_0", 32, 0.9),
+        ("hf", "f32", 93, 1.0),
+        ("hf", "f16", 36, 0.96),
+    ],
 )
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_codec_cpp_files(fixtures, source, kind, floor, codes_equal, lowering):
@@ -50,7 +57,7 @@ def test_reference_against_float64(fixtures, source, theirs, ours):
     """Both are as close to the exact result as float32 gets; the bounds are what each reaches, rounded down."""
     file = fixtures / f"codec_cpp_dac_{source}_f32.gguf"
     expected = load_reference(fixtures, source)
-    exact = reference.Dac(dac.Tensors(GGUFFile(file)))
+    exact = reference.Dac(Tensors(GGUFFile(file)))
     audio = exact.decode(expected["codes"])
     assert snr(expected["audio"], audio) >= theirs
     np.testing.assert_array_equal(exact.encode(expected["wav"].astype(np.float64)), expected["encoded"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ RNG = np.random.default_rng(11)
 FRAMES = 130  # more than one chunk of offline decoding, so that offline too is first, middle and last
 CODES = RNG.integers(0, 1024, (2, FRAMES)).astype(np.int32)
 WAV = (RNG.standard_normal(FRAMES * 320 - 100) * 0.2).astype(np.float32)
-LOWERINGS = {name: 0.0 for name in kernels.available()} | {"off": 1e-6}  # allowed relative error
+LOWERINGS = dict.fromkeys(kernels.available(), 0.0) | {"off": 1e-6}  # allowed relative error
 
 
 @pytest.fixture(scope="module", params=LOWERINGS)
@@ -48,7 +49,7 @@ def cuts(total: int, smallest: int):
 def test_any_cut_decodes_to_the_offline_samples(codec, sizes):
     edges = np.cumsum([0, *sizes])
     with codec.decoder_stream() as stream:
-        parts = [stream.push(CODES[:, a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+        parts = [stream.push(CODES[:, a:b]) for a, b in pairwise(edges)]
         parts.append(stream.flush())
     assert_same(np.concatenate(parts), codec.whole, codec.allowed)
 
@@ -58,7 +59,7 @@ def test_any_cut_decodes_to_the_offline_samples(codec, sizes):
 def test_any_cut_encodes_to_the_offline_codes(codec, sizes):
     edges = np.cumsum([0, *sizes])
     with codec.encoder_stream() as stream:
-        parts = [stream.push(WAV[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+        parts = [stream.push(WAV[a:b]) for a, b in pairwise(edges)]
         parts.append(stream.flush())
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), codec.encoded)
 
@@ -200,7 +201,7 @@ def test_graphs_are_reused(small_dac_file):
             stream.flush()
             stream.reset()
         # first chunk, middle chunk, and the flush that brings no frames
-        assert len({key for key in built}) == 3
+        assert len(set(built)) == 3
         assert codec._session.cached_graphs <= 3
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 CONTROL = [
     "<|im_start|>", "<|im_end|>", "<|text_start|>", "<|text_end|>", "<|audio_start|>", "<|audio_end|>",
-    "<|word_start|>", "<|word_end|>", "<|features|>", "<|code|>", "<|global_features_start|>", "<|global_features_end|>",
-    "<|space|>",
+    "<|word_start|>", "<|word_end|>", "<|features|>", "<|code|>", "<|space|>",
+    "<|global_features_start|>", "<|global_features_end|>",
 ]  # fmt: skip
 
 
@@ -76,3 +76,33 @@ def write_tiny_llm(
     writer.write_tensors_to_file()
     writer.close()
     return tokens
+
+
+def speaker_script(speaker_file: Path) -> list[str]:
+    """The token texts with which OuteTTS 1.0 would say the words in ``speaker.npz``."""
+    with np.load(speaker_file) as archive:
+        speaker = dict(archive)
+    script, frame = [], 0
+    for word, frames, duration in zip(speaker["words"], speaker["frames"], speaker["durations"], strict=True):
+        script += ["<|word_start|>", *str(word), "<|features|>", f"<|t_{duration:.2f}|>"]
+        script += ["<|energy_10|>", "<|spectral_centroid_15|>", "<|pitch_45|>", "<|code|>"]
+        for c1, c2 in speaker["codes"].T[frame : frame + frames]:
+            script += [f"<|c1_{c1}|>", f"<|c2_{c2}|>"]
+        script += ["<|word_end|>", byte_tokens()[ord("\n")]]
+        frame += frames
+    return [*script, "<|audio_end|>", "<|im_end|>"]
+
+
+def dictate(tokens: list[str], script: list[str]):
+    """A logits processor list that leaves the model one choice a step: the script's next token, then the end token."""
+    import llama_cpp
+
+    ids = iter([tokens.index(text) for text in script])
+
+    def process(_input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        wanted = next(ids, tokens.index("<|im_end|>"))
+        only = np.full_like(scores, -np.inf)
+        only[wanted] = 0.0
+        return only
+
+    return llama_cpp.LogitsProcessorList([process])

@@ -151,13 +151,13 @@ def info(file: str, tensors: bool) -> None:
     """Say what the codec FILE holds."""
     from collections import Counter
 
-    from .codecs import dac
+    from .codecs.dac_file import Tensors
     from .gguf_file import GGUFFile
 
     gguf = GGUFFile(file)
     click.echo(f"architecture  {gguf.get('general.architecture', str)}")
     if gguf.metadata["general.architecture"] == "dac":
-        c = dac.Tensors(gguf).config
+        c = Tensors(gguf).config
         click.echo(f"name          {c.name}")
         click.echo(f"sample rate   {c.sample_rate} Hz, {c.hop_length} samples a frame, {c.sample_rate / c.hop_length:g} frames/s")
         click.echo(f"codebooks     {c.n_codebooks} of {c.codebook_size} entries, {c.codebook_dim} values each")

@@ -11,12 +11,13 @@ import numpy as np
 from . import kernels as kernels_module
 from .audio import as_mono, resample
 from .codecs import dac
+from .codecs.dac_file import Tensors
 from .errors import AudioError, CodesError, ModelFileError, VocoderError
 from .ggml import Device, library
 from .gguf_file import GGUFFile
 from .graph import Session
 from .ops import GraphOps, Lowering, Native, Portable
-from .plan import WHOLE, Plan, Signal
+from .plan import Plan, Signal
 from .stream import DecoderStream, EncoderStream, Pass
 from .weights import check_shapes
 
@@ -48,7 +49,7 @@ class Codec:
     """
 
     def __init__(self, file: GGUFFile, device: Device, *, n_threads: int, kernels: str | None) -> None:
-        self._tensors = dac.Tensors(file)
+        self._tensors = Tensors(file)
         self._config = config = self._tensors.config
         self.path = file.path
         self.name = config.name
@@ -78,7 +79,9 @@ class Codec:
             check_shapes(plan.specs, self._tensors.find, path=file.path)
         self._session = Session(lib, device, n_threads=n_threads)
         self._passes: dict[str, Pass] = {}
-        self._chunk_frames = max(round(CHUNK_SECONDS * self.frame_rate), *(p.first_frames for p in self._plans.values()))
+        self._chunk_frames = max(
+            round(CHUNK_SECONDS * self.frame_rate), *(p.first_frames for p in self._plans.values())
+        )
 
     @classmethod
     def load(
@@ -217,7 +220,8 @@ class Codec:
         if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
             q, t = np.argwhere((codes < 0) | (codes >= self.codebook_size))[0]
             raise CodesError(
-                f"code {codes[q, t]} of codebook {q}, frame {t}, is out of range (expected 0 to {self.codebook_size - 1})"
+                f"code {codes[q, t]} of codebook {q}, frame {t}, is out of range "
+                f"(expected 0 to {self.codebook_size - 1})"
             )
         return codes.astype(np.int32)
 

@@ -190,7 +190,7 @@ def _package_folders(name: str) -> list[str]:
 def bind(path: Path) -> Library:
     """Bind the declarations to the library at ``path``; raises LibraryError where they do not fit."""
     try:
-        handle = ctypes.CDLL(str(path), **({"winmode": 0} if sys.platform == "win32" else {}))
+        handle = ctypes.CDLL(str(path), winmode=0)  # winmode: find its neighbours on Windows; ignored elsewhere
     except OSError as error:
         raise LibraryError(f"{path} cannot be loaded: {error}") from None
     return Library(path, _execute_declarations(handle), handle)

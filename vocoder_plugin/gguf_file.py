@@ -155,7 +155,9 @@ class GGUFFile:
         if not 0 < count <= len(self._data) * 8:
             raise self._fail(f"tensor {name!r} has an impossible shape {ne}")
         if ne[0] % block:
-            raise self._fail(f"tensor {name!r}: rows of {ne[0]} values do not divide into {type_name} blocks of {block}")
+            raise self._fail(
+                f"tensor {name!r}: rows of {ne[0]} values do not divide into {type_name} blocks of {block}"
+            )
         nbytes = count // block * block_bytes
         if offset % alignment:
             raise self._fail(f"tensor {name!r} lies at offset {offset}, not a multiple of {alignment}")

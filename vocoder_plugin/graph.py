@@ -19,7 +19,7 @@ from .errors import DeviceError, VocoderError
 from .ggml import Device, Library, LogBridge
 from .plan import Tensor
 
-NUMPY_TYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "I32": np.dtype(np.int32)}
+NUMPY_TYPES: dict[str, np.dtype] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "I32": np.dtype(np.int32)}
 NODES = 4096  # most nodes of one graph
 
 
@@ -125,9 +125,7 @@ class Graph:
 
     def __init__(self, lib: Library) -> None:
         self.lib = lib
-        self.c = _new_context(
-            lib, NODES * lib.ggml_tensor_overhead() + lib.ggml_graph_overhead_custom(NODES, False)
-        )
+        self.c = _new_context(lib, NODES * lib.ggml_tensor_overhead() + lib.ggml_graph_overhead_custom(NODES, False))
         self.close = weakref.finalize(self, lib.ggml_free, self.c)
         self.handle = lib.ggml_new_graph_custom(self.c, NODES, False)
         self.keep: list[Any] = []

@@ -42,7 +42,8 @@ class GraphOps(Ops):
     batch: int = 1
 
     def __post_init__(self) -> None:
-        assert self.graph is not None and self.weights is not None and self.regions is not None
+        assert self.graph is not None
+        assert self.weights is not None
         self.g = self.graph
         self.lib = self.graph.lib
         self.c = self.graph.c
@@ -56,7 +57,7 @@ class GraphOps(Ops):
 
     def _emit_history(self, x: Signal, name: str, rows: int) -> Tensor:
         region = self.regions[name]  # type: ignore[index]
-        assert region.rows == rows and region.channels == x.channels, (name, region, rows)
+        assert (region.rows, region.channels) == (rows, x.channels), (name, region)
         return self._state_view(self.state_in, region, 0, rows) if rows else None
 
     def _emit_remember(self, window: Window, name: str, rows: int) -> None:

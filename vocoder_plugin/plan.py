@@ -51,7 +51,7 @@ class Signal:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A signal joined with what came before it: ``zeros`` padding rows, ``history`` rows, the chunk, ``zeros_after``."""
+    """A signal joined with what lies around it: ``zeros`` of padding, ``history``, the chunk, ``zeros_after``."""
 
     signal: Signal
     history: Tensor

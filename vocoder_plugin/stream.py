@@ -48,7 +48,8 @@ class Pass:
 
     def new_state(self) -> TensorBuffer:
         """The state of one stream, on the device, zeroed."""
-        return TensorBuffer(self.session.lib, self.session.device, {"state": ("F32", (max(1, self.plan.state_floats),))})
+        floats = max(1, self.plan.state_floats)
+        return TensorBuffer(self.session.lib, self.session.device, {"state": ("F32", (floats,))})
 
     def run(
         self, states: Sequence[TensorBuffer], phase: Phase, frames: int, inputs: list[np.ndarray]
@@ -72,9 +73,7 @@ class Pass:
 
     def _new_slots(self, batch: int) -> TensorBuffer:
         shape = ("F32", (max(1, self.plan.state_floats), batch))
-        slots = TensorBuffer(
-            self.session.lib, self.session.device, {"in": shape, "out": shape}, columns=("in", "out")
-        )
+        slots = TensorBuffer(self.session.lib, self.session.device, {"in": shape, "out": shape}, columns=("in", "out"))
         self._slots[batch] = slots
         return slots
 

@@ -11,6 +11,7 @@ import functools
 import sys
 import types
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ DAC_SIZES: dict[str, dict] = {  # published models, and a small one: the argumen
         n_codebooks=2, sample_rate=24000,
     ),
 }  # fmt: skip
+PUBLISHED = [name for name in DAC_SIZES if name != "small"]
 
 
 def import_dac() -> types.ModuleType:
@@ -34,8 +36,8 @@ def import_dac() -> types.ModuleType:
         audiotools, ml, argbind = (types.ModuleType(name) for name in ("audiotools", "audiotools.ml", "argbind"))
 
         class BaseModel(nn.Module):
-            INTERN: list[str] = []
-            EXTERN: list[str] = []
+            INTERN: ClassVar[list[str]] = []
+            EXTERN: ClassVar[list[str]] = []
 
             @property
             def device(self) -> torch.device:
@@ -72,14 +74,22 @@ def _randomise(model: nn.Module, seed: int) -> None:
 
 
 def _calibrate(layers: list[tuple[str, nn.Module, float]], run) -> None:
-    """Set each layer's gain so that its output has the chosen standard deviation; ``run`` runs the model."""
-    for _, layer, target in layers:
-        seen = []
-        hook = layer.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out.std().item()))
-        with torch.no_grad():
-            run()
+    """Set each layer's gain so that its output has the chosen standard deviation, in one run of the model."""
+
+    def adjust(layer: nn.Module, target: float):
+        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+            factor = target / max(output.std().item(), 1e-9)
             gain = layer.weight_g if hasattr(layer, "weight_g") else layer.weight
-            gain.mul_(target / max(seen[0], 1e-9))
+            gain.mul_(factor)
+            bias = layer.bias[:, None]
+            return (output - bias) * factor + bias
+
+        return layer.register_forward_hook(hook)
+
+    hooks = [adjust(layer, target) for _, layer, target in layers]
+    with torch.no_grad():
+        run()
+    for hook in hooks:
         hook.remove()
 
 
@@ -114,7 +124,7 @@ def descript_dac(size: str) -> nn.Module:
     model = import_dac().DAC(**DAC_SIZES[size]).eval()
     _randomise(model, seed=7)
     residual = tuple(f"block.{k}.block.3" for k in (0, 1, 2, 3, 4))
-    layers = [e for e in _targets(model, residual, f"decoder.model.{len(model.decoder_rates) + 2}")]
+    layers = _targets(model, residual, f"decoder.model.{len(model.decoder_rates) + 2}")
     by_part = {part: [e for e in layers if e[0].startswith(part)] for part in ("encoder", "quantizer", "decoder")}
     audio = torch.from_numpy(speech_like(model.hop_length * 20, model.sample_rate))[None, None]
     codes = _test_codes(model.n_codebooks, 1024, 12)

@@ -83,9 +83,7 @@ def available() -> list[str]:
     if baseline is None:
         return []
     return [
-        name
-        for name in VARIANTS
-        if (FOLDER / f"{name}{SUFFIX}").exists() and baseline.vp_cpu_supports(name.encode())
+        name for name in VARIANTS if (FOLDER / f"{name}{SUFFIX}").exists() and baseline.vp_cpu_supports(name.encode())
     ]
 
 

@@ -1,0 +1,235 @@
+"""Sound arrays and files: mixing down, resampling, reading and writing."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from vocoder_plugin import AudioError
+from vocoder_plugin.audio import as_mono, audio_format, read_audio, resample, write_audio
+
+RATE = 24000
+ENDINGS = {"WAV": ".wav", "FLAC": ".flac", "OGG": ".ogg"}
+
+
+def tone(seconds: float, *, rate: int = RATE, hz: float = 440.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def peak_hz(samples: np.ndarray, rate: int) -> float:
+    return np.argmax(np.abs(np.fft.rfft(samples * np.hanning(samples.size)))) * rate / samples.size
+
+
+# as_mono
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_float_samples_stay(kind):
+    audio = np.array([0.0, 0.5, -0.25, 1.0, -1.5], kind)
+    mono = as_mono(audio)
+    assert mono.dtype == np.float32
+    assert mono.tolist() == audio.tolist()
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32])
+def test_integer_samples_are_scaled(kind):
+    limits = np.iinfo(kind)
+    mono = as_mono(np.array([limits.min, 0, limits.max // 2 + 1, limits.max], kind))
+    assert mono.dtype == np.float32
+    assert mono[:3].tolist() == [-1.0, 0.0, 0.5]
+    assert mono[3] == np.float32(limits.max / -float(limits.min))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_channels_are_averaged(order):
+    mono = as_mono(np.array([[0.5, -0.5], [1.0, 0.5], [0.0, 0.25]], np.float32, order=order))
+    assert mono.tolist() == [0.0, 0.75, 0.125]
+    assert as_mono(np.array([[16384, 0]], np.int16)).tolist() == [0.25]
+    assert as_mono(np.ones((4, 1))).tolist() == [1.0] * 4
+
+
+def test_result_is_contiguous():
+    assert as_mono(np.arange(10.0)[::2]).flags.c_contiguous
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2)])
+def test_empty_audio_stays_empty(shape):
+    assert as_mono(np.zeros(shape)).shape == (0,)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_values_that_are_not_finite(value):
+    audio = np.zeros(6)
+    audio[3:] = value
+    with pytest.raises(AudioError, match="sample 3 of the audio is not a finite number"):
+        as_mono(audio)
+    with pytest.raises(AudioError, match="sample 1 of the audio is not a finite number"):
+        as_mono(np.array([[0, 0], [0, value]]))
+
+
+@pytest.mark.parametrize(
+    ("audio", "name"),
+    [
+        (np.zeros(3, np.uint8), "uint8"),
+        (np.zeros(3, bool), "bool"),
+        (np.zeros(3, complex), "complex128"),
+        (np.array(["a"]), "<U1"),
+        (None, "object"),
+    ],
+)
+def test_types_refused(audio, name):
+    with pytest.raises(AudioError) as error:
+        as_mono(audio)
+    assert str(error.value) == f"audio is of type {name}, expected float or signed integer samples"
+
+
+@pytest.mark.parametrize("shape", [(), (3, 0), (1, 2, 3)])
+def test_shapes_refused(shape):
+    with pytest.raises(AudioError) as error:
+        as_mono(np.zeros(shape))
+    assert str(error.value) == f"audio has shape {shape}, expected (n_samples,) or (n_samples, channels)"
+
+
+# resample
+
+
+def test_same_rate_changes_nothing():
+    samples = tone(0.1)
+    assert resample(samples, RATE, RATE) is samples
+    assert resample(samples[:0], 48000, RATE).size == 0
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
+def test_resampling_keeps_length_and_tone(rate):
+    samples = resample(tone(1.0, rate=rate), rate, RATE)
+    assert samples.dtype == np.float32
+    assert abs(samples.size - RATE) <= 1
+    assert peak_hz(samples, RATE) == pytest.approx(440, abs=1)
+    inner = slice(RATE // 10, -RATE // 10)
+    assert np.allclose(samples[inner], tone(1.0)[: samples.size][inner], atol=1e-3)
+
+
+def test_resampling_removes_what_the_target_cannot_hold():
+    samples = resample(tone(1.0, rate=48000, hz=20000), 48000, RATE)
+    assert np.abs(samples[1000:-1000]).max() < 1e-3
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+def test_rates_refused(rate):
+    with pytest.raises(AudioError, match=f"the sample rate is {rate}, expected a positive number"):
+        resample(tone(0.1), rate, RATE)
+
+
+# read_audio
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG"])
+def test_files_are_read(tmp_path, kind):
+    path = tmp_path / f"tone{ENDINGS[kind]}"
+    soundfile.write(path, tone(0.5, rate=22050), 22050, format=kind)
+    samples, rate = read_audio(path)
+    assert rate == 22050
+    assert samples.dtype == np.float32
+    assert samples.shape == (11025,)
+    assert np.allclose(samples, tone(0.5, rate=22050), atol=0.05 if kind == "OGG" else 1e-4)
+
+
+def test_channels_are_read(tmp_path):
+    stereo = np.stack([tone(0.1), -tone(0.1)], axis=1)
+    soundfile.write(tmp_path / "stereo.wav", stereo, RATE, subtype="FLOAT")
+    samples, _ = read_audio(str(tmp_path / "stereo.wav"))
+    assert np.array_equal(samples, stereo)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG"])
+def test_standard_input_is_read(monkeypatch, kind):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(0.5), RATE, format=kind)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(buffer.getvalue())))
+    samples, rate = read_audio("-")
+    assert (samples.shape, rate) == ((RATE // 2,), RATE)
+    assert peak_hz(samples, rate) == pytest.approx(440, abs=2)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(AudioError) as error:
+        read_audio(tmp_path / "none.wav")
+    assert str(error.value) == f"{tmp_path / 'none.wav'}: there is no such file"
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage" * 100, b"RIFF\x10\0\0\0WAVE", b"fLaC"])
+def test_damaged_files(tmp_path, monkeypatch, data):
+    path = tmp_path / "bad.wav"
+    path.write_bytes(data)
+    with pytest.raises(AudioError) as error:
+        read_audio(path)
+    assert str(error.value).startswith(f"{path}: ")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    with pytest.raises(AudioError, match=r"^-: "):
+        read_audio("-")
+
+
+def test_folder_instead_of_a_file(tmp_path):
+    with pytest.raises(AudioError):
+        read_audio(tmp_path)
+
+
+# write_audio
+
+
+@pytest.mark.parametrize(("path", "kind"), [("a.wav", "WAV"), ("a.FLAC", "FLAC"), ("b/c.d.ogg", "OGG"), ("-", "WAV")])
+def test_format_by_suffix(path, kind):
+    assert audio_format(path) == kind
+
+
+@pytest.mark.parametrize(("path", "what"), [("a.MP3", ".mp3"), ("wav", "a file without suffix")])
+def test_suffixes_refused(path, what):
+    with pytest.raises(AudioError) as error:
+        audio_format(path)
+    assert str(error.value) == f"{path}: cannot write {what}; use one of .wav, .flac, .ogg"
+
+
+@pytest.mark.parametrize("to_buffer", [False, True])
+@pytest.mark.parametrize(("kind", "subtype"), [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")])
+def test_formats_written(tmp_path, kind, subtype, to_buffer):
+    target = io.BytesIO() if to_buffer else tmp_path / f"tone{ENDINGS[kind]}"
+    write_audio(target, tone(0.5), RATE, format=kind)
+    if to_buffer:
+        target.seek(0)
+    with soundfile.SoundFile(target) as file:
+        assert (file.format, file.subtype, file.samplerate, file.channels) == (kind, subtype, RATE, 1)
+        samples = file.read(dtype="float32")
+    assert samples.shape == (RATE // 2,)
+    assert np.allclose(samples, tone(0.5), atol=0.05 if kind == "OGG" else 1 / 32768)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_samples_beyond_one_are_clipped(tmp_path, kind):
+    path = tmp_path / "loud"
+    write_audio(path, np.array([3.0, -3.0, 1.0, -1.0, 0.25], np.float32), RATE, format=kind)
+    samples, _ = soundfile.read(path, dtype="int16")
+    assert samples.tolist() == [32767, -32768, 32767, -32768, 8192]
+
+
+def test_no_samples(tmp_path):
+    write_audio(tmp_path / "empty.wav", np.empty(0, np.float32), RATE, format="WAV")
+    assert soundfile.info(tmp_path / "empty.wav").frames == 0
+
+
+def test_long_ogg(tmp_path):
+    # libvorbis overflows the stack when one call brings minutes of audio: in a process of its own
+    program = """if True:
+        import sys
+        import numpy as np
+        from vocoder_plugin.audio import write_audio
+        write_audio(sys.argv[1], np.zeros(24000 * 180, np.float32), 24000, format="OGG")
+    """
+    path = tmp_path / "long.ogg"
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 0
+    assert soundfile.info(path).frames == RATE * 180

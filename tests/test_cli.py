@@ -1,0 +1,647 @@
+"""The commands as a user types them: what they write, what they say where, and how they refuse."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+
+import llama_cpp
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner, Result
+from tiny_llm import CONTROL, write_tiny_llm
+
+from vocoder_plugin import Codec, SpeechStream, deinterleave, kernels
+from vocoder_plugin.cli import main
+from vocoder_plugin.llm import generate_tokens
+
+PROMPT = "<|im_start|>\n<|text_start|>hello<|text_end|>\n<|audio_start|>\n"
+COMMANDS = {
+    (): ["convert", "info", "encode", "decode", "generate", "doctor"],
+    ("convert",): ["dac"],
+    ("convert", "dac"): ["SOURCE", "OUT", "--type", "f32|f16|bf16|q8_0", "--sample-rate", "--force"],
+    ("info",): ["FILE", "--tensors"],
+    ("encode",): ["AUDIO", "OUT", "--codec", "--device", "--threads", "--force"],
+    ("decode",): ["CODES", "OUT", "--codec", "--device", "--threads", "--force"],
+    ("generate",): [
+        "--model", "--codec", "--device", "--threads", "--prompt-file", "--out", "--max-tokens", "--temperature",
+        "--seed", "--n-ctx", "--n-gpu-layers", "--force",
+    ],
+    ("doctor",): [],
+}  # fmt: skip
+
+
+def run(*args: object, stdin: bytes | None = None, kernels: str | None = None) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args], input=stdin, env={"VOCODER_KERNELS": kernels})
+
+
+def run_process(*args: object, stdin: bytes = b"", **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "vocoder_plugin.cli", *map(str, args)]
+    return subprocess.run(
+        command, input=stdin, check=False, stderr=subprocess.PIPE, **{"stdout": subprocess.PIPE} | options
+    )
+
+
+def refusal(result: Result) -> str:
+    """What a failed command says after "Error: ": one line on standard error, nothing on standard output."""
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.removeprefix("Error: ").rstrip("\n")
+
+
+def assert_done(result: Result) -> None:
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""  # what a command says goes to standard error
+
+
+@pytest.fixture(scope="session")
+def codes_file(tmp_path_factory, speaker):
+    path = tmp_path_factory.mktemp("codes") / "codes.npz"
+    np.savez(path, audio_codes=speaker["codes"][np.newaxis])
+    return path
+
+
+@pytest.fixture
+def wav_file(tmp_path, small_reference):
+    path = tmp_path / "in.wav"
+    soundfile.write(path, small_reference["wav"], 24000, subtype="FLOAT")
+    return path
+
+
+@pytest.fixture
+def prompt_file(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text(PROMPT, encoding="utf-8")
+    return path
+
+
+# help
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help(command, flag):
+    result = run(*command, flag)
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: main {' '.join(command)}".rstrip())
+    assert [word for word in COMMANDS[command] if word not in result.stdout] == []
+
+
+def test_version():
+    assert run("--version").stdout.split()[-1].count(".") == 2
+
+
+@pytest.mark.parametrize("args", [["nonsense"], ["decode"], ["decode", "a.npz", "b.wav"], ["generate", "-o", "a.wav"]])
+def test_wrong_usage(args):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Usage: " in result.stderr
+
+
+@pytest.mark.parametrize(("option", "value"), [("--threads", "0"), ("--threads", "two")])
+def test_wrong_option_values(codes_file, small_dac_file, tmp_path, option, value):
+    result = run("decode", codes_file, tmp_path / "out.wav", "--codec", small_dac_file, option, value)
+    assert result.exit_code == 2
+    assert option in result.stderr
+
+
+# convert
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensors"),
+    [
+        ("f32", "188 F32"),
+        ("f16", "124 F32, 64 F16"),
+        ("bf16", "124 F32, 64 BF16"),
+        ("q8_0", "124 F32, 54 F16, 10 Q8_0"),
+    ],
+)
+def test_convert(fixtures, tmp_path, codes_file, small_reference, kind, tensors):
+    out = tmp_path / "out.gguf"
+    result = run("convert", "dac", fixtures / "small_dac.pth", out, "--type", kind)
+    assert_done(result)
+    assert result.stderr == f"{out}: {out.stat().st_size / 1e6:.1f} MB\n"
+    assert f"tensors       {tensors}; " in run("info", out).stdout
+    assert_done(run("decode", codes_file, tmp_path / "out.wav", "--codec", out))
+    samples, _ = soundfile.read(tmp_path / "out.wav")
+    reference = small_reference["audio"]
+    error = np.linalg.norm(samples - reference) / np.linalg.norm(reference)
+    assert error < (1e-3 if kind == "f32" else 0.1)
+
+
+def test_convert_is_f16_unless_told(fixtures, tmp_path):
+    assert_done(run("convert", "dac", fixtures / "tiny_dac_hf", tmp_path / "out.gguf"))
+    assert " F16" in run("info", tmp_path / "out.gguf").stdout
+
+
+def test_convert_refuses_an_existing_output(fixtures, tmp_path):
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"precious")
+    assert refusal(run("convert", "dac", fixtures / "small_dac.pth", out)).startswith(f"{out} exists already; ")
+    assert out.read_bytes() == b"precious"
+    assert_done(run("convert", "dac", fixtures / "small_dac.pth", out, "--force"))
+    assert out.read_bytes()[:4] == b"GGUF"
+    assert os.listdir(tmp_path) == ["out.gguf"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage" * 100, b"PK\x03\x04garbage"], ids=repr)
+def test_convert_of_a_bad_source(tmp_path, content):
+    source = tmp_path / "bad.pth"
+    if content is not None:
+        source.write_bytes(content)
+    assert str(source) in refusal(run("convert", "dac", source, tmp_path / "out.gguf"))
+    assert not (tmp_path / "out.gguf").exists()
+    failed = run("convert", "dac", source, tmp_path / "out.gguf", "--force")
+    assert failed.exit_code == 1
+    assert [name for name in os.listdir(tmp_path) if name != "bad.pth"] == []
+
+
+def test_convert_to_an_unknown_type(fixtures, tmp_path):
+    result = run("convert", "dac", fixtures / "small_dac.pth", tmp_path / "out.gguf", "--type", "q4_0")
+    assert result.exit_code == 2
+    assert "q4_0" in result.stderr
+
+
+# info
+
+
+def test_info(small_dac_file):
+    result = run("info", small_dac_file)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.replace("sample rate", "rate").splitlines())
+    assert lines.pop("name")
+    assert lines.pop("tensors").startswith("188 F32; ")
+    assert lines == {
+        "architecture": "dac",
+        "rate": "24000 Hz, 320 samples a frame, 75 frames/s",
+        "codebooks": "2 of 1024 entries, 8 values each",
+        "encoder": "rates 2 4 5 8",
+        "decoder": "rates 8 5 4 2",
+    }
+
+
+def test_info_of_every_tensor(small_dac_file):
+    plain, listed = (run("info", small_dac_file, *flags).stdout.splitlines() for flags in ((), ("--tensors",)))
+    assert listed[: len(plain)] == plain
+    assert len(listed) == len(plain) + 188
+    assert "  vq.q0.codebook.weight  F32  [1024, 8]" in listed
+
+
+def test_info_of_a_language_model(llm_file):
+    assert run("info", llm_file).stdout.splitlines()[0].split() == ["architecture", "llama"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "folder", "empty", "garbage", "truncated", "hostile"])
+def test_info_of_a_bad_file(small_dac_file, tmp_path, damage):
+    path = tmp_path / "bad.gguf"
+    data = small_dac_file.read_bytes()
+    match damage:
+        case "folder":
+            path.mkdir()
+        case "empty" | "garbage" | "truncated":
+            path.write_bytes({"empty": b"", "garbage": b"garbage" * 99, "truncated": data[: len(data) // 2]}[damage])
+        case "hostile":
+            path.write_bytes(data[:8] + b"\xff" * 16 + data[24:])
+    assert refusal(run("info", path)).startswith(f"{path}: ")
+
+
+# encode
+
+
+def test_encode(wav_file, small_dac_file, tmp_path, small_reference):
+    out = tmp_path / "codes.npz"
+    result = run("encode", wav_file, out, "--codec", small_dac_file)
+    assert_done(result)
+    assert result.stderr == "75 frames of 2 codebooks, 1.00 s\n"
+    with np.load(out, allow_pickle=False) as archive:
+        assert set(archive) == {"audio_codes", "sample_rate", "num_codebooks", "num_frames"}
+        assert archive["audio_codes"].dtype == np.int32
+        assert np.array_equal(archive["audio_codes"], small_reference["encoded"][np.newaxis])
+        assert [archive[key].shape for key in ("sample_rate", "num_codebooks", "num_frames")] == [()] * 3
+        assert [int(archive[key]) for key in ("sample_rate", "num_codebooks", "num_frames")] == [24000, 2, 75]
+
+
+def test_encode_resamples_and_mixes(tmp_path, small_dac_file):
+    soundfile.write(tmp_path / "in.flac", np.zeros((48000, 2)), 48000)
+    assert_done(run("encode", tmp_path / "in.flac", tmp_path / "codes.npz", "--codec", small_dac_file))
+    with np.load(tmp_path / "codes.npz") as archive:
+        assert archive["audio_codes"].shape == (1, 2, 75)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage"], ids=repr)
+def test_encode_of_a_bad_file(tmp_path, small_dac_file, content):
+    source = tmp_path / "bad.wav"
+    if content is not None:
+        source.write_bytes(content)
+    assert refusal(run("encode", source, tmp_path / "codes.npz", "--codec", small_dac_file)).startswith(f"{source}: ")
+    assert not (tmp_path / "codes.npz").exists()
+
+
+def test_encode_of_no_samples(tmp_path, small_dac_file):
+    soundfile.write(tmp_path / "empty.wav", np.empty(0), 24000)
+    result = run("encode", tmp_path / "empty.wav", tmp_path / "codes.npz", "--codec", small_dac_file)
+    assert refusal(result) == "there are no samples to encode"
+
+
+# decode
+
+
+def test_encode_and_decode(wav_file, small_dac_file, small_dac, tmp_path):
+    assert_done(run("encode", wav_file, tmp_path / "codes.npz", "--codec", small_dac_file))
+    assert_done(run("decode", tmp_path / "codes.npz", tmp_path / "out.wav", "--codec", small_dac_file))
+    assert soundfile.info(tmp_path / "out.wav").frames == small_dac.decoded_length(75)
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".wav", "WAV"), (".flac", "FLAC"), (".ogg", "OGG")])
+def test_decode_formats(codes_file, small_dac_file, small_dac, small_reference, tmp_path, suffix, kind):
+    out = tmp_path / f"out{suffix}"
+    assert_done(run("decode", codes_file, out, "--codec", small_dac_file))
+    found = soundfile.info(out)
+    assert (found.format, found.samplerate, found.channels) == (kind, 24000, 1)
+    assert found.frames == small_dac.decoded_length(277)
+    if kind != "OGG":
+        samples, _ = soundfile.read(out)
+        assert np.allclose(samples, small_reference["audio"], rtol=0, atol=1e-4)
+
+
+def test_decode_to_standard_output(codes_file, small_dac_file, small_reference):
+    result = run("decode", codes_file, "-", "--codec", small_dac_file)
+    assert result.exit_code == 0
+    samples, rate = soundfile.read(io.BytesIO(result.stdout_bytes))
+    assert rate == 24000
+    assert np.allclose(samples, small_reference["audio"], rtol=0, atol=1e-4)
+    assert result.stderr.startswith("3.69 s of audio in ")
+
+
+@pytest.mark.parametrize(("command", "name", "magic"), [("encode", "out.npz", b"PK"), ("decode", "out.wav", b"RIFF")])
+def test_existing_outputs_are_refused(codes_file, wav_file, small_dac_file, tmp_path, command, name, magic):
+    source = {"encode": wav_file, "decode": codes_file}[command]
+    out = tmp_path / "new" / name
+    out.parent.mkdir()
+    out.write_bytes(b"precious")
+    message = refusal(run(command, source, out, "--codec", small_dac_file))
+    assert message == f"{out} exists already; use --force to overwrite it"
+    assert out.read_bytes() == b"precious"
+    assert_done(run(command, source, out, "--codec", small_dac_file, "--force"))
+    assert out.read_bytes().startswith(magic)
+    assert os.listdir(out.parent) == [name]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_output_has_ordinary_permissions(codes_file, small_dac_file, tmp_path):
+    assert_done(run("decode", codes_file, tmp_path / "out.wav", "--codec", small_dac_file))
+    (tmp_path / "other").touch()
+    assert (tmp_path / "out.wav").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def npz(**arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def npy(array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def raw_zip(name: str, data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+GOOD = np.zeros((1, 2, 5), np.int32)
+NOT_NPZ = "{path}: not an npz file; `vocoder-plugin encode` writes such files"
+NO_ARRAY = "{path}: has no array 'audio_codes'; `vocoder-plugin encode` writes such files"
+SHAPE = "{path}: audio_codes has shape %s, expected (1, codebooks, frames)"
+OUT_OF_RANGE = "code %s of codebook 1, frame 3, is out of range (expected 0 to 1023)"
+
+
+def with_code(code: int) -> np.ndarray:
+    codes = GOOD.copy()
+    codes[0, 1, 3] = code
+    return codes
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "{path}: there is no such file"),
+        (b"", NOT_NPZ),
+        (b"garbage" * 100, NOT_NPZ),
+        (npy(GOOD), NOT_NPZ),
+        (npz(audio_codes=GOOD)[:-30], NOT_NPZ),
+        (npz(codes=GOOD), NO_ARRAY),
+        (npz(), NO_ARRAY),
+        (raw_zip("audio_codes", b"text"), NO_ARRAY),
+        (npz(audio_codes=GOOD[0]), SHAPE % "(2, 5)"),
+        (npz(audio_codes=np.int32(5)), SHAPE % "()"),
+        (npz(audio_codes=np.concatenate([GOOD, GOOD])), SHAPE % "(2, 2, 5)"),
+        (npz(audio_codes=GOOD[:, :1]), "codes have shape (1, 5), expected (2, n_frames)"),
+        (npz(audio_codes=GOOD.astype(np.float32)), "codes are of type float32, expected integers"),
+        (npz(audio_codes=with_code(1024)), OUT_OF_RANGE % 1024),
+        (npz(audio_codes=with_code(-1)), OUT_OF_RANGE % -1),
+        (npz(audio_codes=GOOD[:, :, :0]), "there are no codes to decode"),
+    ],
+    ids=[
+        "missing", "empty", "garbage", "npy", "truncated", "other key", "no key", "no array", "two dimensions",
+        "scalar", "two streams", "one codebook", "float", "too large", "negative", "no frames",
+    ],
+)  # fmt: skip
+def test_decode_of_wrong_codes(tmp_path, small_dac_file, data, message):
+    path = tmp_path / "codes.npz"
+    if data is not None:
+        path.write_bytes(data)
+    result = run("decode", path, tmp_path / "out.wav", "--codec", small_dac_file)
+    assert refusal(result) == message.format(path=path)
+    assert set(os.listdir(tmp_path)) <= {"codes.npz"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        npz(audio_codes=np.array([{}], object)),
+        raw_zip("audio_codes.npy", npy(GOOD)[:-4]),
+        raw_zip("audio_codes.npy", npy(GOOD)[:20]),
+    ],
+    ids=["pickled", "truncated array", "truncated header"],
+)
+def test_decode_of_a_damaged_archive(tmp_path, small_dac_file, data):
+    path = tmp_path / "codes.npz"
+    path.write_bytes(data)
+    result = run("decode", path, tmp_path / "out.wav", "--codec", small_dac_file)
+    assert refusal(result).startswith(f"{path}: a damaged npz file (")
+
+
+def test_decode_to_an_unknown_format(codes_file, small_dac_file, tmp_path):
+    out = tmp_path / "out.mp3"
+    message = refusal(run("decode", codes_file, out, "--codec", small_dac_file))
+    assert message == f"{out}: cannot write .mp3; use one of .wav, .flac, .ogg"
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_output_in_a_missing_folder(codes_file, wav_file, small_dac_file, tmp_path, command):
+    source = {"encode": wav_file, "decode": codes_file}[command]
+    message = refusal(run(command, source, tmp_path / "none" / "out.wav", "--codec", small_dac_file))
+    assert message == f"{tmp_path / 'none'}: there is no such folder"
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+@pytest.mark.parametrize("content", [None, b"garbage"], ids=["missing", "garbage"])
+def test_bad_codec_file(codes_file, wav_file, tmp_path, command, content):
+    codec = tmp_path / "codec.gguf"
+    if content:
+        codec.write_bytes(content)
+    source = {"encode": wav_file, "decode": codes_file}[command]
+    assert refusal(run(command, source, tmp_path / "out.wav", "--codec", codec)).startswith(f"{codec}: ")
+
+
+def test_language_model_as_codec(codes_file, llm_file, tmp_path):
+    message = refusal(run("decode", codes_file, tmp_path / "out.wav", "--codec", llm_file))
+    assert message == f"{llm_file}: architecture 'llama' is not supported (expected 'dac')"
+
+
+def test_unknown_device(codes_file, small_dac_file, tmp_path):
+    result = run("decode", codes_file, tmp_path / "out.wav", "--codec", small_dac_file, "--device", "Abacus")
+    assert "'Abacus'" in refusal(result)
+
+
+def test_kernels_switched_off(codes_file, small_dac_file, small_reference):
+    result = run("decode", codes_file, "-", "--codec", small_dac_file, kernels="off")
+    assert result.exit_code == 0
+    assert result.stderr.endswith(" on CPU, portable\n")
+    samples, _ = soundfile.read(io.BytesIO(result.stdout_bytes))
+    assert np.allclose(samples, small_reference["audio"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(not kernels.available(), reason="no native kernels were built")
+def test_kernels_by_name(codes_file, small_dac_file):
+    best, *_, last = [*kernels.available(), kernels.available()[-1]]
+    assert f"native/{best}\n" in run("decode", codes_file, "-", "--codec", small_dac_file).stderr
+    assert f"native/{last}\n" in run("decode", codes_file, "-", "--codec", small_dac_file, kernels=last).stderr
+
+
+# generate
+
+
+def generate(llm_file, codec_file, out, *options: object, stdin: bytes | None = None) -> Result:
+    return run("generate", "--model", llm_file, "--codec", codec_file, "-o", out, "--threads", 2, *options, stdin=stdin)
+
+
+def generated(llm_file, codec_file, prompt: str, seed: int, max_tokens: int) -> np.ndarray:
+    """The samples that the model says, made with the package's own parts."""
+    llm = llama_cpp.Llama(str(llm_file), n_ctx=512, n_threads=2, n_threads_batch=2, seed=seed, verbose=False)
+    with Codec.load(codec_file, n_threads=2) as codec, SpeechStream(llm, codec) as stream:
+        tokens = list(generate_tokens(llm, prompt, end=stream.vocabulary.end, max_tokens=max_tokens))
+        codes, _ = deinterleave(tokens, stream.vocabulary)
+        llm.close()
+        return codec.decode(codes) if codes.size else np.empty(0, np.float32)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_generate(llm_file, small_dac_file, prompt_file, tmp_path, seed):
+    expected = generated(llm_file, small_dac_file, PROMPT, seed, 60)
+    options = "--prompt-file", prompt_file, "--seed", seed, "--max-tokens", 60, "--n-ctx", 512
+    out = tmp_path / "out.wav"
+    result = generate(llm_file, small_dac_file, out, *options)
+    if expected.size == 0:
+        assert "but no audio; is the prompt in the model's format?" in refusal(result)
+        return
+    assert_done(result)
+    assert f"{expected.size / 24000:.2f} s of audio from " in result.stderr
+    samples, rate = soundfile.read(out)
+    assert rate == 24000
+    assert samples.shape == expected.shape
+    assert np.allclose(samples, np.clip(expected, -1, 1), rtol=0, atol=1e-4)
+    again = generate(llm_file, small_dac_file, "-", *options)
+    assert again.stdout_bytes == out.read_bytes()
+
+
+def test_seeds_differ(llm_file, small_dac_file, prompt_file):
+    options = "--prompt-file", prompt_file, "--max-tokens", 60, "--n-ctx", 512, "--temperature", 2
+    outputs = {generate(llm_file, small_dac_file, "-", *options, "--seed", seed).stdout_bytes for seed in range(3)}
+    assert len(outputs) > 1
+
+
+def test_generate_says_what_was_damaged(llm_file, small_dac_file, prompt_file):
+    # random weights do not keep to the order of codebooks
+    options = "--prompt-file", prompt_file, "--seed", 1, "--max-tokens", 200, "--n-ctx", 512, "--temperature", 2
+    result = generate(llm_file, small_dac_file, "-", *options)
+    assert result.exit_code == 0
+    assert "warning: " in result.stderr
+    assert " damaged frames and " in result.stderr
+
+
+def test_generate_without_audio(llm_file, small_dac_file, prompt_file, tmp_path):
+    out = tmp_path / "out.wav"
+    result = generate(llm_file, small_dac_file, out, "--prompt-file", prompt_file, "--max-tokens", 1, "--n-ctx", 512)
+    message = refusal(result)
+    assert message.startswith("the model wrote ")
+    assert message.endswith(" tokens, but no audio; is the prompt in the model's format?")
+    assert not out.exists()
+
+
+def test_prompt_from_standard_input(llm_file, small_dac_file, prompt_file):
+    options = "--seed", 1, "--max-tokens", 200, "--n-ctx", 512
+    outputs = [
+        generate(llm_file, small_dac_file, "-", "--prompt-file", source, *options, stdin=stdin).stdout_bytes
+        for source, stdin in ((prompt_file, None), ("-", PROMPT.encode()), ("-", PROMPT.replace("\n", "\r\n").encode()))
+    ]
+    assert outputs[0][:4] == b"RIFF"
+    assert outputs[1:] == outputs[:1] * 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (b"", "the prompt is empty"),
+        (b"\xff\xfe", "-: cannot be read as text: 'utf-8' codec can't decode byte 0xff"),
+        (b"x" * 1000, "the prompt has 1000 tokens, which leaves no room in a context of 512"),
+    ],
+    ids=["empty", "not UTF-8", "longer than the context"],
+)
+def test_prompts_refused(llm_file, small_dac_file, prompt, message):
+    result = generate(llm_file, small_dac_file, "-", "--prompt-file", "-", "--n-ctx", 512, stdin=prompt)
+    assert refusal(result).startswith(message)
+
+
+def test_missing_prompt(llm_file, small_dac_file, tmp_path):
+    path = tmp_path / "none.txt"
+    result = generate(llm_file, small_dac_file, tmp_path / "out.wav", "--prompt-file", path)
+    assert refusal(result) == f"{path}: cannot be read as text: No such file or directory"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage" * 100], ids=["missing", "empty", "garbage"])
+def test_bad_language_model(small_dac_file, prompt_file, tmp_path, content):
+    path = tmp_path / "bad.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    message = refusal(generate(path, small_dac_file, tmp_path / "out.wav", "--prompt-file", prompt_file))
+    reason = "there is no such file" if content is None else "llama.cpp cannot load it: "
+    assert message.startswith(f"{path}: {reason}")
+
+
+def test_codec_as_language_model(small_dac_file, prompt_file, tmp_path):
+    result = generate(small_dac_file, small_dac_file, tmp_path / "out.wav", "--prompt-file", prompt_file)
+    assert refusal(result).startswith(f"{small_dac_file}: llama.cpp cannot load it: ")
+
+
+def test_language_model_without_audio_tokens(small_dac_file, prompt_file, tmp_path):
+    write_tiny_llm(tmp_path / "llm.gguf", CONTROL)
+    result = generate(tmp_path / "llm.gguf", small_dac_file, tmp_path / "out.wav", "--prompt-file", prompt_file)
+    assert refusal(result) == "the model has no audio tokens for a codec with 2 codebooks"
+    assert not (tmp_path / "out.wav").exists()
+
+
+def test_generate_refuses_outputs_first(tmp_path):
+    (tmp_path / "out.wav").write_bytes(b"precious")
+    missing = "--prompt-file", tmp_path / "none.txt"
+    for out, message in {
+        tmp_path / "none" / "out.wav": f"{tmp_path / 'none'}: there is no such folder",
+        tmp_path / "out.mp3": f"{tmp_path / 'out.mp3'}: cannot write .mp3; use one of .wav, .flac, .ogg",
+        tmp_path / "out.wav": f"{tmp_path / 'out.wav'} exists already; use --force to overwrite it",
+    }.items():
+        assert refusal(generate("none.gguf", "none.gguf", out, *missing)) == message
+    assert (tmp_path / "out.wav").read_bytes() == b"precious"
+
+
+# doctor
+
+
+def test_doctor():
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    lines = [line.split() for line in result.stdout.splitlines()]
+    names = [line[0] for line in lines]
+    assert names[:2] == ["vocoder-plugin", "python"]
+    assert {"llama-cpp-python", "ggml-python", "gguf", "numpy", "soundfile", "libggml", "native", "device"} <= set(
+        names
+    )
+    library = lines[names.index("libggml")]
+    assert library[1][0].isdigit()
+    assert os.path.exists(" ".join(library[2:]))
+    assert lines[names.index("native")][2:3] == (kernels.available()[:1] or ["none:"])
+    assert any(line[:3] == ["device", "CPU", "(cpu):"] for line in lines)
+
+
+def test_doctor_tells_of_the_environment():
+    assert "native kernels    off (VOCODER_KERNELS)\n" in run("doctor", kernels="off").stdout
+
+
+# Processes and signals
+
+
+def test_pipes(wav_file, small_dac_file, small_dac, tmp_path):
+    encoded = run_process("encode", "-", tmp_path / "codes.npz", "--codec", small_dac_file, stdin=wav_file.read_bytes())
+    assert (encoded.returncode, encoded.stdout) == (0, b"")
+    assert encoded.stderr == b"75 frames of 2 codebooks, 1.00 s\n"
+    decoded = run_process("decode", tmp_path / "codes.npz", "-", "--codec", small_dac_file)
+    assert decoded.returncode == 0
+    samples, rate = soundfile.read(io.BytesIO(decoded.stdout))
+    assert (samples.size, rate) == (small_dac.decoded_length(75), 24000)
+    assert decoded.stderr.count(b"\n") == 1
+
+
+def test_generate_in_a_process(llm_file, small_dac_file):
+    args = "--prompt-file", "-", "-o", "-", "--seed", 1, "--max-tokens", 200, "--n-ctx", 512
+    result = run_process("generate", "-m", llm_file, "--codec", small_dac_file, *args, stdin=PROMPT.encode())
+    assert result.returncode == 0
+    samples, _ = soundfile.read(io.BytesIO(result.stdout))  # llama.cpp's log would come before the header
+    assert samples.size > 0
+    assert b" s of audio from " in result.stderr
+
+
+def test_errors_of_a_process(small_dac_file):
+    result = run_process("decode", "none.npz", "-", "--codec", small_dac_file)
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert result.stderr.replace(b"\r\n", b"\n") == b"Error: none.npz: there is no such file\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+def test_reader_that_went_away(codes_file, small_dac_file):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = run_process("decode", codes_file, "-", "--codec", small_dac_file, stdout=writer)
+    finally:
+        os.close(writer)
+    assert result.returncode == 1
+    assert b"Traceback" not in result.stderr
+
+
+def test_ctrl_c(monkeypatch, codes_file, small_dac_file, tmp_path):
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Codec, "decode", interrupted)
+    result = run("decode", codes_file, tmp_path / "out.wav", "--codec", small_dac_file)
+    assert result.exit_code == 130
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_while_writing(monkeypatch, codes_file, small_dac_file, tmp_path):
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vocoder_plugin.audio.write_audio", interrupted)
+    (tmp_path / "out.wav").write_bytes(b"precious")
+    result = run("decode", codes_file, tmp_path / "out.wav", "--codec", small_dac_file, "--force")
+    assert result.exit_code == 130
+    assert os.listdir(tmp_path) == ["out.wav"]
+    assert (tmp_path / "out.wav").read_bytes() == b"precious"

@@ -1,0 +1,337 @@
+"""Speech of a real llama_cpp.Llama: a logits processor makes it write given tokens, which become samples."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import llama_cpp
+import numpy as np
+import pytest
+from tiny_llm import CONTROL, byte_tokens, outetts_0_tokens, outetts_1_tokens, write_tiny_llm
+
+from vocoder_plugin import (
+    AudioVocabulary,
+    Codec,
+    SpeechStream,
+    StreamError,
+    TokenError,
+    TokenReport,
+    VocoderError,
+    deinterleave,
+)
+from vocoder_plugin.llm import SCHEDULE, generate_tokens
+
+PROMPT = "<|im_start|>\n<|text_start|>hello<|text_end|>\n<|audio_start|>\n"
+ID = {text: token for token, text in enumerate([*byte_tokens(), *outetts_1_tokens()])}
+END = [ID["<|audio_end|>"], ID["<|im_end|>"]]
+
+
+@pytest.fixture(scope="module")
+def script(llm, speaker) -> list[int]:
+    """The speaker's words as OuteTTS 1.0 writes them, without the end."""
+    tokens, first = [], 0
+    for word, frames, duration in zip(speaker["words"], speaker["frames"], speaker["durations"], strict=True):
+        features = f"<|features|><|t_{duration:.2f}|><|energy_5|><|spectral_centroid_20|><|pitch_40|><|code|>"
+        tokens += [ID["<|word_start|>"], *text_tokens(llm, word + features)]
+        for c1, c2 in speaker["codes"].T[first : first + frames]:
+            tokens += [ID[f"<|c1_{c1}|>"], ID[f"<|c2_{c2}|>"]]
+        tokens += [ID["<|word_end|>"], *text_tokens(llm, "\n")]
+        first += frames
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def expected(small_dac, speaker) -> np.ndarray:
+    return small_dac.decode(speaker["codes"])
+
+
+def text_tokens(llm, text: str) -> list[int]:
+    return llm.tokenize(text.encode(), add_bos=False, special=True)
+
+
+def writes(tokens: list[int]):
+    """Sampling options that make a Llama write these tokens."""
+    wanted = iter(tokens)
+
+    def force(_input_ids, logits):
+        forced = np.full_like(logits, -np.inf)
+        forced[next(wanted)] = 0
+        return forced
+
+    return {"logits_processor": [force]}
+
+
+def speak(llm, codec, tokens: list[int], **options) -> tuple[list[tuple[int, np.ndarray]], SpeechStream]:
+    """Chunks with the number of frames written when they came (the last: flush), and the closed stream."""
+    chunks = []
+    with SpeechStream(llm, codec, **options) as stream:
+        for token in llm.generate(text_tokens(llm, PROMPT), **writes(tokens)):
+            chunks += [(stream.report.frames, chunk) for chunk in stream.push(token)]
+            if stream.finished:
+                break
+        chunks.append((stream.report.frames, stream.flush()))
+    return chunks, stream
+
+
+def joined(chunks) -> np.ndarray:
+    return np.concatenate([chunk for _, chunk in chunks])
+
+
+def assert_same(codec, got: np.ndarray, expected: np.ndarray) -> None:
+    assert got.dtype == np.float32
+    assert got.shape == expected.shape
+    if codec.lowering == "portable":  # libggml's matrix products may sum differently for other widths
+        assert np.allclose(got, expected, rtol=0, atol=1e-5)
+    else:
+        assert np.array_equal(got, expected)
+
+
+# From a generation to samples
+
+
+def test_generation_to_samples(llm, small_dac, script, expected, small_reference):
+    chunks, stream = speak(llm, small_dac, [*script, *END])
+    assert stream.finished
+    assert_same(small_dac, joined(chunks), expected)
+    reference = small_reference["audio"]
+    assert np.linalg.norm(joined(chunks) - reference) <= 1e-5 * np.linalg.norm(reference)
+    assert stream.report.frames == 277
+    assert stream.report.damaged_frames == stream.report.stray_tokens == stream.report.invalid_tokens == 0
+    assert stream.report.other_tokens == len(script) - 2 * 277
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, (3,), (1, 100), (1000,)])
+def test_chunks_come_as_scheduled(llm, small_dac, script, expected, schedule):
+    chunks, _ = speak(llm, small_dac, [*script, *END], schedule=schedule)
+    assert_same(small_dac, joined(chunks), expected)
+    *early, (_, rest) = chunks
+    counts = [frames for frames, _ in early]
+    lookahead = small_dac.decoder_stream().lookahead_frames
+    if schedule[0] <= 277:
+        assert schedule[0] <= counts[0] <= lookahead + schedule[0]
+    else:
+        assert counts == []
+    waits = [schedule[min(i, len(schedule) - 1)] for i in range(1, len(counts))]
+    assert np.diff(counts).tolist() == waits
+    assert all(chunk.size > 0 for _, chunk in early)
+    assert rest.size > 0
+
+
+def test_samples_lag_by_no_more_than_the_lookahead(llm, small_dac, script):
+    chunks, _ = speak(llm, small_dac, [*script, *END])
+    lookahead = small_dac.decoder_stream().lookahead_frames
+    samples = 0
+    for frames, chunk in chunks[:-1]:
+        samples += chunk.size
+        assert samples >= (frames - lookahead) * small_dac.hop_length
+
+
+@pytest.mark.parametrize("end", ["<|audio_end|>", "<|im_end|>"])
+def test_nothing_after_an_end_token(llm, small_dac, script, end):
+    with SpeechStream(llm, small_dac) as stream:
+        for token in script[:200]:
+            list(stream.push(token))
+        assert not stream.finished
+        assert list(stream.push(ID[end])) == []
+        assert stream.finished
+        frames = stream.report.frames
+        assert [list(stream.push(token)) for token in script[200:]] == [[]] * len(script[200:])
+        assert stream.report.frames == frames
+        codes, _ = deinterleave(script[:200], stream.vocabulary)
+        assert stream.flush().size > 0
+    assert codes.shape[1] == frames
+
+
+def test_flush_without_tokens(llm, small_dac):
+    with SpeechStream(llm, small_dac) as stream:
+        samples = stream.flush()
+        assert samples.shape == (0,)
+        assert samples.dtype == np.float32
+        assert stream.finished
+
+
+def test_one_frame(llm, small_dac, speaker):
+    with SpeechStream(llm, small_dac) as stream:
+        for q, code in enumerate(speaker["codes"][:, 0], 1):
+            assert list(stream.push(ID[f"<|c{q}_{code}|>"])) == []
+        assert_same(small_dac, stream.flush(), small_dac.decode(speaker["codes"][:, :1]))
+
+
+def test_damaged_generation(llm, small_dac, script):
+    rng = random.Random(0)
+    damaged = [token for token in script if rng.random() > 0.03]
+    damaged[50:50] = [ID["<|c1_1024|>"], ID["<|c2_7|>"], ID["<|c2_7|>"]]
+    codes, report = deinterleave(damaged, AudioVocabulary.from_llm(llm, small_dac))
+    assert report.damaged_frames > 0
+    assert report.stray_tokens > 0
+    assert 200 < codes.shape[1] < 277
+    chunks, stream = speak(llm, small_dac, [*damaged, *END])
+    assert_same(small_dac, joined(chunks), small_dac.decode(codes))
+    assert stream.report == report
+
+
+def test_flush_within_a_frame(llm, small_dac):
+    with SpeechStream(llm, small_dac) as stream:
+        for text in ("<|c1_5|>", "<|c2_6|>", "<|c1_7|>"):
+            list(stream.push(ID[text]))
+        assert_same(small_dac, stream.flush(), small_dac.decode(np.array([[5], [6]])))
+        assert stream.report == TokenReport(frames=1, damaged_frames=1)
+
+
+def test_two_streams_at_once(llm, small_dac, script, expected):
+    with SpeechStream(llm, small_dac) as a, SpeechStream(llm, small_dac) as b:
+        parts: list[list[np.ndarray]] = [[], []]
+        for token in script:
+            for stream, out in zip((a, b), parts, strict=True):
+                out.extend(stream.push(token))
+        for stream, out in zip((a, b), parts, strict=True):
+            assert_same(small_dac, np.concatenate([*out, stream.flush()]), expected)
+
+
+def test_close_twice(llm, small_dac, script):
+    stream = SpeechStream(llm, small_dac)
+    assert [token for token in script[:100] if list(stream.push(token))] != []
+    stream.close()
+    stream.close()
+    assert stream.finished
+    assert list(stream.push(script[0])) == []
+    with pytest.raises(StreamError):
+        stream.flush()
+
+
+def test_flush_ends_the_stream(llm, small_dac):
+    with SpeechStream(llm, small_dac) as stream:
+        stream.flush()
+        with pytest.raises(StreamError, match="has ended"):
+            stream.flush()
+
+
+@pytest.mark.parametrize("schedule", [(), (0,), (1, -8)])
+def test_schedule_refused(llm, small_dac, schedule):
+    with pytest.raises(ValueError, match="expected frame counts of at least 1"):
+        SpeechStream(llm, small_dac, schedule=schedule)
+
+
+# Vocabularies of real models
+
+
+def test_vocabulary_of_a_llama(llm, small_dac):
+    vocabulary = AudioVocabulary.from_llm(llm, small_dac)
+    texts = AudioVocabulary.from_texts(list(ID), n_codebooks=2, codebook_size=1024)
+    assert vocabulary.codes == texts.codes
+    assert vocabulary.end == set(END)
+
+
+def test_codes_beyond_a_smaller_codebook_are_invalid(llm, fixtures):
+    with Codec.load(fixtures / "codec_cpp_dac_pth_f32.gguf", n_threads=2) as codec, SpeechStream(llm, codec) as stream:
+        for text in ("<|c1_63|>", "<|c2_0|>", "<|c1_64|>", "<|c2_0|>", "<|c1_0|>", "<|c2_63|>"):
+            list(stream.push(ID[text]))
+        assert_same(codec, stream.flush(), codec.decode(np.array([[63, 0], [0, 63]])))
+        assert (stream.report.frames, stream.report.invalid_tokens) == (2, 1)
+
+
+def test_end_tokens_of_a_llama(small_dac, tmp_path):
+    texts = write_tiny_llm(tmp_path / "llm.gguf", [*outetts_1_tokens(), "<|endoftext|>"])
+    llm = llama_cpp.Llama(str(tmp_path / "llm.gguf"), n_ctx=256, n_threads=1, verbose=False)
+    end = AudioVocabulary.from_llm(llm, small_dac).end
+    llm.close()
+    assert end == {*END, texts.index("<|endoftext|>")}  # llama.cpp knows it as an end of generation
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [(CONTROL, "codebooks$"), (outetts_0_tokens(), "it speaks OuteTTS 0.1 to 0.3, which needs another codec file")],
+    ids=["no audio tokens", "one codebook"],
+)
+def test_llama_that_does_not_fit(small_dac, tmp_path, tokens, message):
+    write_tiny_llm(tmp_path / "llm.gguf", tokens)
+    llm = llama_cpp.Llama(str(tmp_path / "llm.gguf"), n_ctx=256, n_threads=1, verbose=False)
+    with pytest.raises(TokenError, match=message):
+        SpeechStream(llm, small_dac)
+    llm.close()
+
+
+def test_outetts_0_llama(tmp_path):
+    texts = write_tiny_llm(tmp_path / "llm.gguf", outetts_0_tokens())
+    llm = llama_cpp.Llama(str(tmp_path / "llm.gguf"), n_ctx=256, n_threads=1, verbose=False)
+    vocabulary = AudioVocabulary.from_llm(llm, SimpleNamespace(n_codebooks=1, codebook_size=4096))
+    llm.close()
+    assert deinterleave([texts.index("<|4095|>"), texts.index("<|7|>")], vocabulary)[0].tolist() == [[4095, 7]]
+    assert vocabulary.end == {texts.index("<|audio_end|>"), texts.index("<|im_end|>")}
+
+
+# generate_tokens
+
+
+def generated(llm, tokens, *, prompt=PROMPT, max_tokens=10_000, end=frozenset(END)) -> list[int]:
+    return list(generate_tokens(llm, prompt, end=end, max_tokens=max_tokens, **writes(tokens)))
+
+
+@pytest.mark.parametrize("end", END)
+def test_generation_ends_at_an_end_token(llm, script, end):
+    assert generated(llm, [*script[:30], end, *script[30:]]) == script[:30]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 29])
+def test_generation_ends_at_max_tokens(llm, script, max_tokens):
+    assert generated(llm, script, max_tokens=max_tokens) == script[:max_tokens]
+
+
+def test_end_token_after_max_tokens(llm, script):
+    assert generated(llm, [*script[:5], END[0]], max_tokens=5) == script[:5]
+
+
+@pytest.fixture(scope="module")
+def short_llm(llm_file):
+    model = llama_cpp.Llama(str(llm_file), n_ctx=256, n_threads=1, verbose=False)
+    yield model
+    model.close()
+
+
+@pytest.mark.parametrize("left", [1, 2, 100])
+def test_generation_ends_at_a_full_context(short_llm, script, left):
+    prompt = "x" * (short_llm.n_ctx() - left)
+    assert generated(short_llm, script, prompt=prompt) == script[:left]
+
+
+@pytest.mark.parametrize("excess", [0, 1, 1000])
+def test_prompt_that_fills_the_context(short_llm, script, excess):
+    n = short_llm.n_ctx() + excess
+    with pytest.raises(VocoderError, match=f"has {n} tokens, which leaves no room in a context of {short_llm.n_ctx()}"):
+        generated(short_llm, script, prompt="x" * n)
+
+
+def test_empty_prompt(llm, script):
+    with pytest.raises(VocoderError, match="the prompt is empty"):
+        generated(llm, script, prompt="")
+
+
+# One libggml
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/maps")
+def test_one_libggml_in_the_process(llm_file, small_dac_file):
+    program = """
+        import importlib.util, json, sys
+        from pathlib import Path
+        import llama_cpp, numpy
+        from vocoder_plugin import Codec, SpeechStream
+
+        llm = llama_cpp.Llama(sys.argv[1], n_ctx=256, n_threads=1, verbose=False)
+        with Codec.load(sys.argv[2], llm=llm) as codec, SpeechStream(llm, codec) as stream:
+            next(llm.generate([0, 1, 2]))
+            samples = codec.decode(numpy.zeros((2, 5), int)).size
+        mapped = {line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "libggml" in line}
+        bindings = importlib.util.find_spec("ggml").submodule_search_locations[0]
+        print(json.dumps({"mapped": sorted(mapped), "bindings": str(Path(bindings).resolve()), "samples": samples}))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(llm_file), str(small_dac_file)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert found["samples"] > 0
+    assert len([path for path in found["mapped"] if "libggml-base" in path]) == 1
+    assert not [path for path in found["mapped"] if path.startswith(found["bindings"] + "/")]
