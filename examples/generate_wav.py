@@ -59,7 +59,8 @@ def main() -> None:
                 parts.extend(stream.push(token))
             samples = np.concatenate([*parts, stream.flush()])
             soundfile.write(arguments.out, samples, codec.sample_rate)
-            print(f"{arguments.out}: {samples.size / codec.sample_rate:.2f} s from {stream.report.frames} frames, {codec!r}")
+            seconds = samples.size / codec.sample_rate
+            print(f"{arguments.out}: {seconds:.2f} s from {stream.report.frames} frames, by {codec!r}")
 
 
 if __name__ == "__main__":

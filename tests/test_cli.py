@@ -438,23 +438,24 @@ def test_kernels_by_name(codes_file, small_dac_file):
 
 
 def generate(llm_file, codec_file, out, *options: object, stdin: bytes | None = None) -> Result:
-    return run("generate", "--model", llm_file, "--codec", codec_file, "-o", out, "--threads", 2, *options, stdin=stdin)
+    return run("generate", "--model", llm_file, "--codec", codec_file, "-o", out, "--threads", 1, *options, stdin=stdin)
 
 
-def generated(llm_file, codec_file, prompt: str, seed: int, max_tokens: int) -> np.ndarray:
+def generated(llm_file, codec_file, prompt: str, *, seed: int, temp: float, max_tokens: int) -> np.ndarray:
     """The samples that the model says, made with the package's own parts."""
-    llm = llama_cpp.Llama(str(llm_file), n_ctx=512, n_threads=2, n_threads_batch=2, seed=seed, verbose=False)
-    with Codec.load(codec_file, n_threads=2) as codec, SpeechStream(llm, codec) as stream:
-        tokens = list(generate_tokens(llm, prompt, end=stream.vocabulary.end, max_tokens=max_tokens))
+    llm = llama_cpp.Llama(str(llm_file), n_ctx=512, n_threads=1, n_threads_batch=1, seed=seed, verbose=False)
+    with Codec.load(codec_file, n_threads=1) as codec, SpeechStream(llm, codec) as stream:
+        tokens = list(generate_tokens(llm, prompt, end=stream.vocabulary.end, max_tokens=max_tokens, temp=temp))
         codes, _ = deinterleave(tokens, stream.vocabulary)
         llm.close()
         return codec.decode(codes) if codes.size else np.empty(0, np.float32)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_generate(llm_file, small_dac_file, prompt_file, tmp_path, seed):
-    expected = generated(llm_file, small_dac_file, PROMPT, seed, 60)
+@pytest.mark.parametrize(("seed", "temperature"), [(1, 0.4), (2, 0.4), (1, 1.5), (1, 0)])
+def test_generate(llm_file, small_dac_file, prompt_file, tmp_path, seed, temperature):
+    expected = generated(llm_file, small_dac_file, PROMPT, seed=seed, temp=temperature, max_tokens=60)
     options = "--prompt-file", prompt_file, "--seed", seed, "--max-tokens", 60, "--n-ctx", 512
+    options += "--temperature", temperature
     out = tmp_path / "out.wav"
     result = generate(llm_file, small_dac_file, out, *options)
     if expected.size == 0:

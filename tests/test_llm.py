@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 
 import llama_cpp
@@ -66,16 +67,20 @@ def writes(tokens: list[int]):
     return {"logits_processor": [force]}
 
 
-def speak(llm, codec, tokens: list[int], **options) -> tuple[list[tuple[int, np.ndarray]], SpeechStream]:
+def speak(llm, codec, tokens: Iterable[int], **options) -> tuple[list[tuple[int, np.ndarray]], SpeechStream]:
     """Chunks with the number of frames written when they came (the last: flush), and the closed stream."""
     chunks = []
     with SpeechStream(llm, codec, **options) as stream:
-        for token in llm.generate(text_tokens(llm, PROMPT), **writes(tokens)):
+        for token in tokens:
             chunks += [(stream.report.frames, chunk) for chunk in stream.push(token)]
             if stream.finished:
                 break
         chunks.append((stream.report.frames, stream.flush()))
     return chunks, stream
+
+
+def generation(llm, tokens: list[int]) -> Iterator[int]:
+    return llm.generate(text_tokens(llm, PROMPT), **writes(tokens))
 
 
 def joined(chunks) -> np.ndarray:
@@ -95,7 +100,7 @@ def assert_same(codec, got: np.ndarray, expected: np.ndarray) -> None:
 
 
 def test_generation_to_samples(llm, small_dac, script, expected, small_reference):
-    chunks, stream = speak(llm, small_dac, [*script, *END])
+    chunks, stream = speak(llm, small_dac, generation(llm, [*script, *END]))
     assert stream.finished
     assert_same(small_dac, joined(chunks), expected)
     reference = small_reference["audio"]
@@ -105,7 +110,7 @@ def test_generation_to_samples(llm, small_dac, script, expected, small_reference
     assert stream.report.other_tokens == len(script) - 2 * 277
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, (3,), (1, 100), (1000,)])
+@pytest.mark.parametrize("schedule", [SCHEDULE, (20,), (1, 100), (1000,)])
 def test_chunks_come_as_scheduled(llm, small_dac, script, expected, schedule):
     chunks, _ = speak(llm, small_dac, [*script, *END], schedule=schedule)
     assert_same(small_dac, joined(chunks), expected)
@@ -170,7 +175,7 @@ def test_damaged_generation(llm, small_dac, script):
     assert report.damaged_frames > 0
     assert report.stray_tokens > 0
     assert 200 < codes.shape[1] < 277
-    chunks, stream = speak(llm, small_dac, [*damaged, *END])
+    chunks, stream = speak(llm, small_dac, generation(llm, [*damaged, *END]))
     assert_same(small_dac, joined(chunks), small_dac.decode(codes))
     assert stream.report == report
 

@@ -72,7 +72,9 @@ def audio_format(path: str | os.PathLike[str]) -> str:
     return FORMATS[suffix]
 
 
-def write_audio(target: str | os.PathLike[str] | BinaryIO, samples: np.ndarray, sample_rate: int, *, format: str) -> None:
+def write_audio(
+    target: str | os.PathLike[str] | BinaryIO, samples: np.ndarray, sample_rate: int, *, format: str
+) -> None:
     """Write float32 mono samples: 16-bit PCM in WAV and FLAC, Vorbis in OGG. Samples beyond ±1 are clipped."""
     import soundfile
 

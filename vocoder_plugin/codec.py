@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from .gguf_file import GGUFFile
 from .graph import Session
 from .ops import GraphOps, Lowering, Native, Portable
 from .plan import Plan, Signal
-from .stream import DecoderStream, EncoderStream, Pass
+from .stream import DecoderStream, EncoderStream, Pass, push_many
 from .weights import check_shapes
 
 CHUNK_SECONDS = 0.64  # of a chunk in long input: activations stay in cache, weights are read rarely enough
@@ -184,10 +185,34 @@ class Codec:
 
     # -- streams
 
-    def decoder_stream(self) -> DecoderStream:
-        """A stream from codes to samples, exact (see DecoderStream)."""
+    def decoder_stream(self, *, lookahead_frames: int | None = None) -> DecoderStream:
+        """A stream from codes to samples (see DecoderStream).
+
+        Parameters
+        ----------
+        lookahead_frames : int, optional
+            Fewer frames of delay than the decoder's reach, for samples that are no longer exact.
+        """
         self._need(self.has_decoder, "decoder")
-        return DecoderStream(self, self._pass("decode"), self._chunk_frames, delay=self._decoder_delay)
+        return DecoderStream(
+            self,
+            self._pass("decode"),
+            self._chunk_frames,
+            delay=self._decoder_delay,
+            lookahead_frames=lookahead_frames,
+        )
+
+    def push_many(self, streams: Sequence[DecoderStream], codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Push codes [n_codebooks, n_i] into several streams of this codec, decoded together.
+
+        Returns
+        -------
+        list of float32 arrays [m_i]
+            What each ``stream.push`` alone would have given.
+        """
+        if any(stream._codec is not self for stream in streams):
+            raise ValueError("a stream belongs to another codec")
+        return push_many(streams, codes)
 
     def encoder_stream(self) -> EncoderStream:
         """A stream from mono samples at ``sample_rate`` to codes, exact (see EncoderStream)."""

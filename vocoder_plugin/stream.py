@@ -7,8 +7,9 @@ and encoding are one push that is also the last.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,7 +55,10 @@ class Pass:
     def run(
         self, states: Sequence[TensorBuffer], phase: Phase, frames: int, inputs: list[np.ndarray]
     ) -> list[np.ndarray]:
-        """Advance streams by one chunk of ``frames`` frames each, all in the same phase."""
+        """Advance streams by one chunk of ``frames`` frames each, all in the same phase.
+
+        A last or whole chunk leaves the states as they are.
+        """
         batch = len(states)
         with self.session.lock:
             self.session.check_open()
@@ -107,31 +111,23 @@ class _Stream:
 
     def reset(self) -> None:
         """Forget everything pushed so far; the next push starts a new stream."""
-        self._claim()
-        try:
+        with self._claimed():
             if not self._state.close.alive:
                 raise StreamError("this stream is closed")
             self._started = self._finished = False
             self._pending: list[np.ndarray] = []
             self._pending_frames = 0
-        finally:
-            self._busy.release()
 
     def close(self) -> None:
         """Free the state. The stream cannot be used afterwards."""
-        self._claim()
-        self._finished = True
-        self._state.close()
-        self._busy.release()
+        with self._claimed():
+            self._finished = True
+            self._state.close()
 
     def _feed(self, frames: np.ndarray, n: int, *, last: bool) -> list[np.ndarray]:
         """Take n frames (along the last axis of ``frames``) and run every chunk that is ready."""
-        self._claim()
-        try:
-            if self._finished:
-                raise StreamError("this stream has ended; call reset() to start a new one")
-            self._pending.append(frames)
-            self._pending_frames += n
+        with self._claimed():
+            self._append(frames, n)
             outputs = []
             while (chunk := self._next_chunk(last)) is not None:
                 phase, size = chunk
@@ -141,12 +137,22 @@ class _Stream:
                     break
             self._finished = last
             return outputs
-        finally:
-            self._busy.release()
 
-    def _claim(self) -> None:
+    def _append(self, frames: np.ndarray, n: int) -> None:
+        if self._finished:
+            raise StreamError("this stream has ended; call reset() to start a new one")
+        self._pending.append(frames)
+        self._pending_frames += n
+
+    @contextlib.contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """One thread at a time."""
         if not self._busy.acquire(blocking=False):
             raise StreamError("this stream is in use by another thread; give each thread a stream of its own")
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     def _next_chunk(self, last: bool) -> tuple[Phase, int] | None:
         waiting, most = self._pending_frames, self._chunk_frames
@@ -181,14 +187,25 @@ class DecoderStream(_Stream):
         Frames by which the samples lag: once n > lookahead_frames frames are in, at least
         (n - lookahead_frames) frames' worth of samples are out.
     exact : bool
-        Whether pushes plus flush give the offline samples.
+        Whether pushes plus flush give the offline samples. Not so with a shorter lookahead than
+        the decoder's own reach: the samples between the two are decoded as if the last frame went
+        on, at about twice the work (see docs/streaming.md for what that costs in SNR).
     """
 
-    exact = True
-
-    def __init__(self, codec: Codec, pass_: Pass, chunk_frames: int, *, delay: int) -> None:
+    def __init__(
+        self, codec: Codec, pass_: Pass, chunk_frames: int, *, delay: int, lookahead_frames: int | None = None
+    ) -> None:
+        self._reach = -(-delay // codec.hop_length)
+        self.lookahead_frames = self._reach if lookahead_frames is None else lookahead_frames
+        if not 0 <= self.lookahead_frames <= self._reach:
+            raise ValueError(f"lookahead_frames is {lookahead_frames}, expected 0 to {self._reach}")
+        self.exact = self.lookahead_frames == self._reach
         super().__init__(codec, pass_, chunk_frames)
-        self.lookahead_frames = -(-delay // codec.hop_length)
+
+    def reset(self) -> None:
+        super().reset()
+        self._pushed_frames = self._decoded_samples = self._given_samples = 0
+        self._last_frame = np.empty((self._codec.n_codebooks, 0), np.int32)
 
     def push(self, codes: np.ndarray) -> np.ndarray:
         """Codes [n_codebooks, n] -> the samples that became available, float32 [m]; m may be 0.
@@ -201,7 +218,8 @@ class DecoderStream(_Stream):
             After ``flush``, or while another thread uses the stream.
         """
         codes = self._codec.check_codes(codes)
-        return self._samples(self._feed(codes, codes.shape[1], last=False))
+        samples = self._samples(self._feed(codes, codes.shape[1], last=False))
+        return samples if self.exact else self._with_estimate(codes, samples)
 
     def flush(self) -> np.ndarray:
         """End the stream: the remaining samples, float32 [m]."""
@@ -210,7 +228,30 @@ class DecoderStream(_Stream):
     def finish(self, codes: np.ndarray) -> np.ndarray:
         """``push`` and ``flush`` in one, with a chunk less work."""
         codes = self._codec.check_codes(codes)
-        return self._samples(self._feed(codes, codes.shape[1], last=True))
+        samples = self._samples(self._feed(codes, codes.shape[1], last=True))
+        return samples[self._given_samples - self._decoded_samples :]
+
+    def _with_estimate(self, codes: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Exact samples not yet given, and beyond them estimates up to the chosen lookahead."""
+        known = samples[self._given_samples - self._decoded_samples :]
+        self._decoded_samples += samples.size
+        self._pushed_frames += codes.shape[1]
+        self._last_frame = np.concatenate([self._last_frame, codes], axis=1)[:, -1:]
+        hop, n = self._codec.hop_length, self._pushed_frames
+        due = min((n - self.lookahead_frames) * hop, self._codec.decoded_length(n))
+        missing = due - max(self._given_samples, self._decoded_samples)
+        if missing > 0:
+            first = max(0, self._given_samples - self._decoded_samples)
+            estimate = self._estimate()[first : first + missing]
+            known = np.concatenate([known, estimate])
+        self._given_samples += known.size
+        return known
+
+    def _estimate(self) -> np.ndarray:
+        """The samples after the exact ones, if the stream ended after as many repeats of its last frame as it looks ahead."""
+        repeats = np.repeat(self._last_frame, self._reach - self.lookahead_frames, axis=1)
+        codes = np.concatenate([*self._pending, repeats], axis=1)
+        return self._run_chunk(LAST if self._started else WHOLE, codes.shape[1], codes)
 
     @staticmethod
     def _samples(outputs: list[np.ndarray]) -> np.ndarray:
@@ -229,6 +270,43 @@ class DecoderStream(_Stream):
         self.close()
 
 
+def push_many(streams: Sequence[DecoderStream], codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """``streams[i].push(codes[i])`` for all i, with streams that are equally far decoded together.
+
+    Each gives the samples that it would give alone; the weights are read once for all.
+    """
+    if len({id(stream) for stream in streams}) != len(streams) or len(streams) != len(codes):
+        raise ValueError(f"{len(streams)} streams for {len(codes)} arrays of codes, expected one each, all different")
+    if any(stream._codec is not streams[0]._codec for stream in streams):
+        raise ValueError("the streams belong to different codecs, expected one")
+    if any(not stream.exact for stream in streams):
+        raise ValueError("streams with a shortened lookahead cannot be decoded together")
+    checked = [stream._codec.check_codes(c) for stream, c in zip(streams, codes, strict=True)]
+    with contextlib.ExitStack() as claims:
+        for stream, chunk in zip(streams, checked, strict=True):
+            claims.enter_context(stream._claimed())
+            stream._append(chunk, chunk.shape[1])
+        outputs: list[list[np.ndarray]] = [[] for _ in streams]
+        while groups := _equal_chunks(streams):
+            for (phase, frames), members in groups.items():
+                rows = [streams[i]._codec.code_rows(streams[i]._take(frames)) for i in members]
+                states = [streams[i]._state for i in members]
+                samples = streams[0]._pass.run(states, phase, frames, [np.concatenate(rows)])[0]
+                for i, row in zip(members, samples, strict=True):
+                    outputs[i].append(row)
+                    streams[i]._started = True
+    return [DecoderStream._samples(parts) for parts in outputs]
+
+
+def _equal_chunks(streams: Sequence[DecoderStream]) -> dict[tuple[Phase, int], list[int]]:
+    """Streams by the chunk they can run next."""
+    groups: dict[tuple[Phase, int], list[int]] = {}
+    for i, stream in enumerate(streams):
+        if (chunk := stream._next_chunk(last=False)) is not None:
+            groups.setdefault(chunk, []).append(i)
+    return groups
+
+
 class EncoderStream(_Stream):
     """Samples in, codes out, identical to offline encoding however the samples are cut into pushes.
 
@@ -236,9 +314,6 @@ class EncoderStream(_Stream):
     """
 
     exact = True
-
-    def __init__(self, codec: Codec, pass_: Pass, chunk_frames: int) -> None:
-        super().__init__(codec, pass_, chunk_frames)
 
     def reset(self) -> None:
         super().reset()

@@ -85,7 +85,8 @@ class AudioVocabulary:
             if missing:
                 place, code = missing[0]
                 raise TokenError(
-                    f"the model's vocabulary lacks {len(missing)} of the codec's codes, such as code {code} of codebook {place}"
+                    f"the model's vocabulary lacks {len(missing)} of the codec's codes, "
+                    f"such as code {code} of codebook {place}"
                 )
             ends = frozenset(end) | {i for i, text in enumerate(texts) if text in layout.end}
             return cls(layout, codebook_size, codes, ends)

@@ -180,6 +180,14 @@ VP_INLINE const float *source_floats(const void *dst, int index) {
     return t ? (const float *)tensor_data(t) : NULL;
 }
 
+struct segment { /* consecutive output rows of one batch entry, their inputs packed at x */
+    struct window in, skip;
+    float *x;
+    char *y;
+    int64_t first, rows;
+};
+#define MOST_SEGMENTS 64
+
 /* A ggml custom operation: dst [out_channels, rows, batch]; userdata is a struct vp_conv1d. */
 VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
     const struct vp_conv1d *p = userdata;
@@ -209,39 +217,59 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
 
     const size_t step = (channels + ROW_PAD - 1) / ROW_PAD * ROW_PAD + ROW_PAD;
     const int span = (p->taps - 1) * p->dilation + 1;
-    int64_t time = (SCRATCH_FLOATS / (int64_t)step - span) / p->stride / VP_ROWS * VP_ROWS;
-    if (time < 4 * VP_ROWS) time = 4 * VP_ROWS;
-    if (time > row1 - row0) time = row1 - row0;
-    float *buffer = scratch_get(step * ((time - 1) * p->stride + span));
+    int64_t room = SCRATCH_FLOATS / (int64_t)step; /* rows of the scratch buffer */
+    if (room < 4 * VP_ROWS * p->stride + span) room = 4 * VP_ROWS * p->stride + span;
+    float *buffer = scratch_get(step * room);
 
-    for (int64_t batch = 0; batch < n_batch; batch++) {
-        struct window in = make_window(history, chunk, p->zeros, batch);
-        struct window skip = make_window(tensor_src(dst, p->skip_history), tensor_src(dst, p->skip_chunk), p->skip_zeros, batch);
-        char *out = tensor_data(dst) + batch * tensor_nb(dst, 2);
-        const size_t y_step = tensor_nb(dst, 1) / sizeof(float);
-        for (int64_t t0 = row0; t0 < row1; t0 += time) {
-            const int64_t n = row1 - t0 < time ? row1 - t0 : time;
-            pack_rows(buffer, step, &in, t0 * p->stride, (n - 1) * p->stride + span, channels, alpha, inverse);
-            for (int panel = panel0; panel < panel1; panel++) {
-                float start[VP_PANEL] = {0};
-                const int width = outputs - panel * VP_PANEL < VP_PANEL ? outputs - panel * VP_PANEL : VP_PANEL;
-                if (bias) memcpy(start, bias + panel * VP_PANEL, width * sizeof(float));
-                const float *w = weight + panel * panel_floats;
-                for (int c0 = 0; c0 < channels; c0 += p->block) {
-                    const int block = channels - c0 < p->block ? channels - c0 : p->block;
-                    struct tile_args a = {
-                        .row_step = step * p->stride, .tap_step = step * p->dilation, .weight = w, .taps = p->taps,
-                        .channels = block, .bias = c0 == 0 ? start : NULL, .y_step = y_step, .width = width,
-                        .skip = has_skip && c0 + block == channels ? &skip : NULL, .skip_channel = panel * VP_PANEL,
-                    };
-                    for (int64_t t = 0; t < n; t += VP_ROWS) {
-                        a.x = buffer + t * step * p->stride + c0;
-                        a.y = (float *)(out + (t0 + t) * tensor_nb(dst, 1)) + panel * VP_PANEL;
-                        a.skip_row = p->skip_first + t0 + t;
-                        tile_rows(&a, n - t < VP_ROWS ? (int)(n - t) : VP_ROWS);
+    /* Fill the buffer with segments of rows, of as many batch entries as fit, so that weights are read once for all. */
+    struct segment segments[MOST_SEGMENTS];
+    int64_t batch = 0, t = row0;
+    while (batch < n_batch) {
+        int count = 0;
+        for (int64_t used = 0; batch < n_batch && count < MOST_SEGMENTS;) {
+            int64_t n = (room - used - span) / p->stride + 1;
+            if (room - used < span) break;
+            if (n < row1 - t) {
+                n -= n % VP_ROWS;
+                if (n <= 0) break;
+            } else {
+                n = row1 - t;
+            }
+            struct segment *s = &segments[count++];
+            s->in = make_window(history, chunk, p->zeros, batch);
+            s->skip = make_window(tensor_src(dst, p->skip_history), tensor_src(dst, p->skip_chunk), p->skip_zeros, batch);
+            s->x = buffer + used * step;
+            s->y = tensor_data(dst) + batch * tensor_nb(dst, 2);
+            s->first = t;
+            s->rows = n;
+            const int64_t packed = (n - 1) * p->stride + span;
+            pack_rows(s->x, step, &s->in, t * p->stride, packed, channels, alpha, inverse);
+            used += packed;
+            t += n;
+            if (t >= row1) t = row0, batch++;
+        }
+        for (int panel = panel0; panel < panel1; panel++) {
+            float start[VP_PANEL] = {0};
+            const int width = outputs - panel * VP_PANEL < VP_PANEL ? outputs - panel * VP_PANEL : VP_PANEL;
+            if (bias) memcpy(start, bias + panel * VP_PANEL, width * sizeof(float));
+            const float *w = weight + panel * panel_floats;
+            for (int c0 = 0; c0 < channels; c0 += p->block) {
+                const int block = channels - c0 < p->block ? channels - c0 : p->block;
+                struct tile_args a = {
+                    .row_step = step * p->stride, .tap_step = step * p->dilation, .weight = w, .taps = p->taps,
+                    .channels = block, .bias = c0 == 0 ? start : NULL, .y_step = tensor_nb(dst, 1) / sizeof(float),
+                    .width = width, .skip_channel = panel * VP_PANEL,
+                };
+                for (const struct segment *s = segments; s < segments + count; s++) {
+                    a.skip = has_skip && c0 + block == channels ? &s->skip : NULL;
+                    for (int64_t r = 0; r < s->rows; r += VP_ROWS) {
+                        a.x = s->x + r * step * p->stride + c0;
+                        a.y = (float *)(s->y + (s->first + r) * tensor_nb(dst, 1)) + panel * VP_PANEL;
+                        a.skip_row = p->skip_first + s->first + r;
+                        tile_rows(&a, s->rows - r < VP_ROWS ? (int)(s->rows - r) : VP_ROWS);
                     }
-                    w += (size_t)p->taps * block * VP_PANEL;
                 }
+                w += (size_t)p->taps * block * VP_PANEL;
             }
         }
     }
