@@ -210,7 +210,7 @@ def _agrees(value: Any, fact: Any) -> bool:
 
 def _facts(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     def rates(pattern: str) -> list[int]:
-        kernels = []
+        kernels: list[int] = []
         while pattern.format(len(kernels) + 1) in tensors:
             kernels.append(tensors[pattern.format(len(kernels) + 1)].shape[2])
         return [kernel // 2 for kernel in kernels]

@@ -64,7 +64,8 @@ force_option = click.option("--force", is_flag=True, help="Overwrite the output 
 def load_codec(path: str, device: str | None, threads: int | None, llm: Any = None) -> Any:
     from .codec import Codec
 
-    return Codec.load(path, llm=llm, device=device, n_threads=threads, kernels=os.environ.get("VOCODER_KERNELS") or None)
+    kernels = os.environ.get("VOCODER_KERNELS") or None
+    return Codec.load(path, llm=llm, device=device, n_threads=threads, kernels=kernels)
 
 
 @contextmanager
@@ -159,7 +160,8 @@ def info(file: str, tensors: bool) -> None:
     if gguf.metadata["general.architecture"] == "dac":
         c = Tensors(gguf).config
         click.echo(f"name          {c.name}")
-        click.echo(f"sample rate   {c.sample_rate} Hz, {c.hop_length} samples a frame, {c.sample_rate / c.hop_length:g} frames/s")
+        frame_rate = c.sample_rate / c.hop_length
+        click.echo(f"sample rate   {c.sample_rate} Hz, {c.hop_length} samples a frame, {frame_rate:g} frames/s")
         click.echo(f"codebooks     {c.n_codebooks} of {c.codebook_size} entries, {c.codebook_dim} values each")
         click.echo(f"encoder       {'rates ' + ' '.join(map(str, c.encoder_rates)) if c.encoder_rates else 'none'}")
         click.echo(f"decoder       {'rates ' + ' '.join(map(str, c.decoder_rates)) if c.decoder_rates else 'none'}")
@@ -204,7 +206,10 @@ def encode(audio: str, out: str, codec_file: str, device: str | None, threads: i
 @codec_options
 @force_option
 def decode(codes: str, out: str, codec_file: str, device: str | None, threads: int | None, force: bool) -> None:
-    """Decode the codes in CODES (.npz, as `encode` writes it) to OUT (.wav, .flac, .ogg, or - for wav on standard output)."""
+    """Decode the codes in CODES (.npz, as `encode` writes it) to OUT.
+
+    OUT is a .wav, .flac or .ogg file, or - for wav on standard output.
+    """
     from .audio import audio_format, write_audio
 
     kind = audio_format(out)
@@ -217,7 +222,8 @@ def decode(codes: str, out: str, codec_file: str, device: str | None, threads: i
         with output_file(out, force=force) as file:
             write_audio(file, samples, codec.sample_rate, format=kind)
         length = samples.size / codec.sample_rate
-        say(f"{length:.2f} s of audio in {seconds:.2f} s (RTF {seconds / length:.2f}) on {codec.device.name}, {codec.lowering}")
+        rtf = f"RTF {seconds / length:.2f} on {codec.device.name}, {codec.lowering}"
+        say(f"{length:.2f} s of audio in {seconds:.2f} s ({rtf})")
 
 
 def read_codes(path: str) -> np.ndarray:
@@ -244,13 +250,18 @@ def read_codes(path: str) -> np.ndarray:
 @main.command()
 @click.option("-m", "--model", required=True, type=click.Path(), help="Speech LLM as a GGUF file.")
 @codec_options
-@click.option("--prompt-file", required=True, type=click.Path(), help="The prompt as the model expects it; - for standard input.")
-@click.option("-o", "--out", required=True, type=click.Path(), help="Sound file to write: .wav, .flac, .ogg, or - for wav on standard output.")
-@click.option("--max-tokens", type=click.IntRange(1), default=8192, show_default=True, help="Stop after so many tokens.")
+@click.option(
+    "--prompt-file", required=True, type=click.Path(), help="The prompt as the model expects it; - for standard input."
+)
+@click.option(
+    "-o", "--out", required=True, type=click.Path(),
+    help="Sound file to write: .wav, .flac, .ogg, or - for wav on standard output.",
+)  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(1), default=8192, show_default=True, help="Most tokens to write.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.4, show_default=True)
 @click.option("--seed", type=int, help="Seed of the sampler, for the same speech again.")
-@click.option("--n-ctx", type=click.IntRange(64), default=8192, show_default=True, help="Context of the LLM, in tokens.")
-@click.option("--n-gpu-layers", type=int, default=0, show_default=True, help="Layers of the LLM on the GPU; -1 for all.")
+@click.option("--n-ctx", type=click.IntRange(64), default=8192, show_default=True, help="The LLM's context, in tokens.")
+@click.option("--n-gpu-layers", type=int, default=0, show_default=True, help="LLM layers on the GPU; -1 for all.")
 @force_option
 def generate(
     model: str, codec_file: str, device: str | None, threads: int | None, prompt_file: str, out: str,
@@ -266,7 +277,8 @@ def generate(
     llm = load_llm(model, n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, n_threads=threads, seed=seed)
     with load_codec(codec_file, device, threads, llm) as codec, SpeechStream(llm, codec) as stream:
         start = time.perf_counter()
-        parts, count = [], 0
+        parts: list[np.ndarray] = []
+        count = 0
         for count, token in enumerate(  # noqa: B007
             generate_tokens(llm, prompt, end=stream.vocabulary.end, max_tokens=max_tokens, temp=temperature), 1
         ):
@@ -278,7 +290,8 @@ def generate(
         with output_file(out, force=force) as file:
             write_audio(file, samples, codec.sample_rate, format=kind)
         seconds, length = time.perf_counter() - start, samples.size / codec.sample_rate
-        say(f"{length:.2f} s of audio from {count} tokens in {seconds:.2f} s ({count / seconds:.0f} tokens/s, RTF {seconds / length:.2f})")
+        speed = f"{count / seconds:.0f} tokens/s, RTF {seconds / length:.2f}"
+        say(f"{length:.2f} s of audio from {count} tokens in {seconds:.2f} s ({speed})")
         report = stream.report
         if report.damaged_frames or report.stray_tokens:
             say(f"warning: {report.damaged_frames} damaged frames and {report.stray_tokens} stray tokens left out")
@@ -330,8 +343,13 @@ def doctor() -> None:
     click.echo(f"libggml           {library.version}, {library.path}")
     names = kernels.available()
     switched = os.environ.get("VOCODER_KERNELS")
-    note = f"{switched} (VOCODER_KERNELS)" if switched else names[0] if names else "none: built without a C compiler; decoding is slower"
-    click.echo(f"native kernels    {note}{' of ' + ', '.join(names) if names and not switched else ''}")
+    if switched:
+        note = f"{switched} (VOCODER_KERNELS)"
+    elif names:
+        note = f"{names[0]} of {', '.join(names)}"
+    else:
+        note = "none: built without a C compiler; decoding is slower"
+    click.echo(f"native kernels    {note}")
     for device in library.devices():
         memory = f"{device.memory_free / 2**30:.1f} of {device.memory_total / 2**30:.1f} GiB free"
         click.echo(f"device            {device.name} ({device.kind}): {device.description}, {memory}")

@@ -131,21 +131,21 @@ class GGUFFile:
             offset = cursor.scalar("<Q", what)
             found.append((name, ne, kind, offset))
         start = -(-cursor.position // alignment) * alignment
+        checked: dict[str, TensorInfo] = {}
         end_before, last = 0, "the header"
         for name, ne, kind, offset in sorted(found, key=lambda entry: entry[3]):
-            info = self._checked_tensor(name, ne, kind, offset, start, alignment)
+            if name in checked:
+                raise self._fail(f"tensor {name!r} occurs twice")
+            info = checked[name] = self._checked_tensor(name, ne, kind, offset, start, alignment)
             if info.offset - start < end_before:
                 raise self._fail(f"tensor {name!r} overlaps {last!r}")
             end_before, last = info.offset - start + info.nbytes, name
         for name, *_ in found:
-            self.tensors[name] = self._checked[name]
+            self.tensors[name] = checked[name]
 
     def _checked_tensor(
         self, name: str, ne: list[int], kind: int, offset: int, start: int, alignment: int
     ) -> TensorInfo:
-        checked = self.__dict__.setdefault("_checked", {})
-        if name in checked:
-            raise self._fail(f"tensor {name!r} occurs twice")
         if kind not in TENSOR_TYPES:
             raise self._fail(f"tensor {name!r} has type {kind}, which is unknown or not supported")
         type_name, block, block_bytes = TENSOR_TYPES[kind]
@@ -166,8 +166,7 @@ class GGUFFile:
                 f"tensor {name!r} needs bytes up to {start + offset + nbytes}, "
                 f"but the file ends at {len(self._data)}: is it truncated?"
             )
-        checked[name] = TensorInfo(name, type_name, tuple(reversed(ne)), start + offset, nbytes)
-        return checked[name]
+        return TensorInfo(name, type_name, tuple(reversed(ne)), start + offset, nbytes)
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
         """A metadata value of that type (int, float, bool or str); ModelFileError if absent or of another."""

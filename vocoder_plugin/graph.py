@@ -100,7 +100,7 @@ def upload(lib: Library, tensor: Tensor, array: np.ndarray) -> None:
     size = lib.ggml_nbytes(tensor)
     if array.nbytes != size:
         raise ValueError(f"array of {array.nbytes} bytes for a tensor of {size}")
-    lib.ggml_backend_tensor_set(tensor, array.ctypes.data_as(ctypes.c_void_p), 0, size)
+    lib.ggml_backend_tensor_set(tensor, array.ctypes.data, 0, size)  # data_as would make a reference cycle
 
 
 def _new_context(lib: Library, size: int) -> int:
@@ -212,7 +212,7 @@ class Session:
 
     def _download(self, tensor: Tensor, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         array = np.empty(shape, dtype)
-        self.lib.ggml_backend_tensor_get(tensor, array.ctypes.data_as(ctypes.c_void_p), 0, array.nbytes)
+        self.lib.ggml_backend_tensor_get(tensor, array.ctypes.data, 0, array.nbytes)
         return array
 
     def _build(self, key: Hashable, build: Callable[[Graph], None]) -> Graph:

@@ -248,7 +248,7 @@ class DecoderStream(_Stream):
         return known
 
     def _estimate(self) -> np.ndarray:
-        """The samples after the exact ones, if the stream ended after as many repeats of its last frame as it looks ahead."""
+        """The samples after the exact ones, as if the last frame went on for the missing lookahead."""
         repeats = np.repeat(self._last_frame, self._reach - self.lookahead_frames, axis=1)
         codes = np.concatenate([*self._pending, repeats], axis=1)
         return self._run_chunk(LAST if self._started else WHOLE, codes.shape[1], codes)

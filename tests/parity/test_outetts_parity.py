@@ -32,7 +32,7 @@ def prompt_processors():
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["outetts"] = package
     modules = {}
-    for version in ("v1", "v2", "v3"):
+    for version in ("v2", "v3"):
         for name in ("outetts.version", f"outetts.version.{version}"):
             stub = types.ModuleType(name)
             stub.__path__ = [f"{package.__path__[0]}/{name.removeprefix('outetts.').replace('.', '/')}"]
