@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
 from vocoder_plugin import Codec
 from vocoder_plugin.converters import dac
 

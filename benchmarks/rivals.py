@@ -145,6 +145,7 @@ class Rival:
 def prepare(folder: Path) -> None:
     """Full-size models with seeded random weights in every rival's format, made once."""
     import torch
+
     from vocoder_plugin.converters import dac
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))

@@ -29,6 +29,7 @@ def demonstration(folder: Path) -> tuple[Path, Path, str, llama_cpp.LogitsProces
     """Small model files, a prompt, and a logits processor that dictates the speaker's tokens."""
     sys.path.insert(0, str(ROOT / "tests"))
     from tiny_llm import dictate, outetts_1_tokens, speaker_script, write_tiny_llm
+
     from vocoder_plugin.converters import dac
 
     tokens = write_tiny_llm(folder / "llm.gguf", outetts_1_tokens())

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from tiny_llm import outetts_1_tokens, write_tiny_llm
-from vocoder_plugin.converters import dac
 
 from vocoder_plugin import Codec
+from vocoder_plugin.converters import dac
 
 FIXTURES = Path(__file__).parent / "fixtures"
 settings.register_profile("plain", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

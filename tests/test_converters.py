@@ -21,11 +21,11 @@ import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+
+from vocoder_plugin import Codec
 from vocoder_plugin.converters import dac
 from vocoder_plugin.converters.checkpoint import Checkpoint, Tensors, load_checkpoint
 from vocoder_plugin.converters.gguf_output import atomic_output, encode_tensor
-
-from vocoder_plugin import Codec
 from vocoder_plugin.errors import ConversionError
 from vocoder_plugin.gguf_file import GGUFFile
 

@@ -15,9 +15,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from vocoder_plugin.converters import dac
 
 from vocoder_plugin import Codec
+from vocoder_plugin.converters import dac
 from vocoder_plugin.errors import ModelFileError
 from vocoder_plugin.gguf_file import TENSOR_TYPES, GGUFFile
 

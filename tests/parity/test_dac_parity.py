@@ -8,9 +8,9 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from vocoder_plugin.converters import dac
 
 from vocoder_plugin import Codec
+from vocoder_plugin.converters import dac
 
 FRAMES = 60
 
