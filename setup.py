@@ -52,8 +52,8 @@ setup(
     ext_modules=[
         Extension(
             f"vocoder_plugin.kernels.{name}",
-            sources=[f"{FOLDER}/{source}" for source in ("conv1d.c", "pack.c", "cpu.c")],
-            depends=[f"{FOLDER}/{header}" for header in ("kernels.h", "snake.h")],
+            sources=[f"{FOLDER}/{source}" for source in ("conv1d.c", "winograd.c", "tile.c", "pack.c", "cpu.c")],
+            depends=[f"{FOLDER}/{header}" for header in ("kernels.h", "snake.h", "tile.h", "conv1d.h")],
             extra_compile_args=[*COMMON, *flags],
             libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,

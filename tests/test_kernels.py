@@ -42,14 +42,18 @@ def run(name: str, forward, x: np.ndarray, weights: dict[str, np.ndarray], *, th
     session = Session(LIB, LIB.device(), n_threads=threads)
 
     def build(graph: Graph) -> None:
+        position = graph.input("I32", 1)
+        graph.expand(position)
         tensor = graph.input("F32", *low.input_shape(*x.shape), 1)
-        ops = low.ops(phase=WHOLE, frames=x.shape[1], graph=graph, weights=buffer.tensors, regions=plan.regions)
+        ops = low.ops(
+            phase=WHOLE, frames=x.shape[1], graph=graph, weights=buffer.tensors, regions=plan.regions, position=position
+        )
         y = forward(ops, Signal(tensor, x.shape[0], x.shape[1], RATE, 0))
         shape = (y.length, y.channels) if low.name == "native" else (y.channels, y.length)
         graph.output(y.tensor, "F32", *shape)
 
     array = x.T if low.name == "native" else x
-    y = session.run("test", build, [np.ascontiguousarray(array, np.float32)])[0]
+    y = session.run("test", build, [np.zeros(1, np.int32), np.ascontiguousarray(array, np.float32)])[0]
     session.close()
     buffer.close()
     return y.T if low.name == "native" else y
@@ -214,4 +218,4 @@ def test_session_refuses_a_failing_device(monkeypatch):
 def test_layout_offsets_come_from_the_bindings():
     tensor = LIB.bindings["ggml_tensor"]
     assert tensor.data.offset > tensor.src.offset > tensor.nb.offset > tensor.ne.offset
-    assert ctypes.sizeof(kernels.Conv1dParams) == 15 * 4
+    assert ctypes.sizeof(kernels.Conv1dParams) == 18 * 4

@@ -18,7 +18,7 @@ import numpy as np
 
 from .ggml import Device, Library
 from .graph import Graph, TensorBuffer
-from .kernels import SOURCES, Conv1dParams, Kernels
+from .kernels import SOURCES, Conv1dParams, Kernels, winograd_kernel
 from .plan import ConvSpec, Ops, Region, Signal, SnakeSpec, Spec, TableSpec, Tensor, Window
 from .weights import Find
 
@@ -31,7 +31,8 @@ class GraphOps(Ops):
     """What both lowerings share: the graph, the weights and the state they read and write.
 
     ``state_in`` and ``state_out`` are [floats, batch] tensors: a graph reads the one and writes
-    the other, so no node can overwrite what a later one still reads.
+    the other, so no node can overwrite what a later one still reads. ``position`` [batch] holds the
+    frames that each stream had before this chunk.
     """
 
     graph: Graph | None = None
@@ -39,6 +40,7 @@ class GraphOps(Ops):
     regions: Mapping[str, Region] | None = None
     state_in: Tensor = None
     state_out: Tensor = None
+    position: Tensor = None
     batch: int = 1
 
     def __post_init__(self) -> None:
@@ -112,10 +114,12 @@ class NativeOps(GraphOps):
         rows: int,
         dilation: int,
         stride: int,
+        delay: int,
         snake: SnakeSpec | None,
         skip: tuple[Window, int] | None = None,
     ) -> Tensor:
         """One node: [outputs, rows, B]."""
+        winograd = uses_winograd(spec)
         sources: dict[str, Tensor] = {
             "weight": self.w[spec.name + ".weight"],
             "bias": self.w[spec.name + ".bias"],
@@ -126,22 +130,27 @@ class NativeOps(GraphOps):
             sources.update(alpha=self.w[snake.name + ".alpha"], inverse=self.w[snake.name + ".inverse"])
         if skip:
             sources.update(skip_chunk=skip[0].signal.tensor, skip_history=skip[0].history)
+        if winograd:
+            sources.update(position=self.position)
         sources = {name: tensor for name, tensor in sources.items() if tensor}
         params = Conv1dParams(
             taps=spec.taps,
             dilation=dilation,
             stride=stride,
-            block=self.kernels.block(spec.taps, spec.in_channels),
+            block=self.kernels.block(1 if winograd else spec.taps, spec.in_channels),
             zeros=window.zeros,
             skip_zeros=skip[0].zeros if skip else 0,
             skip_first=skip[1] if skip else 0,
+            rate=window.signal.rate // stride,
+            delay=0 if self.phase.first else delay,
             **{name: list(sources).index(name) if name in sources else -1 for name in SOURCES},
         )
         arguments = _pointers(self.lib, list(sources.values()))
         self.g.keep += [params, arguments]
         return self.lib.ggml_custom_4d(
             self.c, self.lib.bindings["GGML_TYPE_F32"], outputs, rows, self.batch, 1,
-            arguments, len(sources), self.kernels.conv1d, -1, ctypes.addressof(params),
+            arguments, len(sources), self.kernels.conv1d_winograd if winograd else self.kernels.conv1d, -1,
+            ctypes.addressof(params),
         )  # fmt: skip
 
     def _emit_conv1d(
@@ -157,7 +166,7 @@ class NativeOps(GraphOps):
             return timed
         y = self._call_conv1d(
             window, spec, outputs=spec.out_channels, rows=timed.length,
-            dilation=dilation, stride=spec.stride, snake=snake, skip=skip,
+            dilation=dilation, stride=spec.stride, delay=timed.delay, snake=snake, skip=skip,
         )  # fmt: skip
         return replace(timed, tensor=y)  # [C, T, B]
 
@@ -165,7 +174,7 @@ class NativeOps(GraphOps):
         self, window: Window, spec: ConvSpec, timed: Signal, blocks: int, crop: int, snake: SnakeSpec | None
     ) -> Signal:
         outputs = spec.out_channels * spec.stride
-        y = self._call_conv1d(window, spec, outputs=outputs, rows=blocks, dilation=1, stride=1, snake=snake)
+        y = self._call_conv1d(window, spec, outputs=outputs, rows=blocks, dilation=1, stride=1, delay=0, snake=snake)
         y = self.lib.ggml_reshape_3d(self.c, y, spec.out_channels, blocks * spec.stride, self.batch)
         if timed.length != blocks * spec.stride:
             y = self._rows_view(y, crop, timed.length)
@@ -204,7 +213,8 @@ class Native:
         for spec in specs.values():
             if isinstance(spec, ConvSpec):
                 outputs = spec.out_channels * (spec.stride if spec.transposed else 1)
-                floats = self.kernels.packed_floats(outputs=outputs, channels=spec.in_channels, taps=spec.taps)
+                taps = WINOGRAD.shape[0] if uses_winograd(spec) else spec.taps
+                floats = self.kernels.packed_floats(outputs=outputs, channels=spec.in_channels, taps=taps)
                 shapes[spec.name + ".weight"] = ("F32", (floats,))
                 shapes[spec.name + ".bias"] = ("F32", (outputs,))
             else:
@@ -212,16 +222,34 @@ class Native:
         buffer = TensorBuffer(self.lib, self.device, shapes)
         for spec in specs.values():
             if isinstance(spec, ConvSpec):
-                self.kernels.pack(
-                    buffer.tensors[spec.name + ".weight"].contents.data,
-                    phases_first(find(spec.name + ".weight").read(), spec),
-                    block=self.kernels.block(spec.taps, spec.in_channels),
-                )
+                self._pack(buffer.tensors[spec.name + ".weight"], find(spec.name + ".weight").read(), spec)
                 bias = find(spec.name + ".bias").read()
                 buffer.upload(spec.name + ".bias", np.tile(bias, spec.stride if spec.transposed else 1))
             else:
                 _upload_plain(buffer, spec, find)
         return buffer
+
+
+    def _pack(self, target: Tensor, weight: np.ndarray, spec: ConvSpec) -> None:
+        address, channels = target.contents.data, spec.in_channels
+        if not uses_winograd(spec):
+            block = self.kernels.block(spec.taps, channels)
+            self.kernels.pack(address, phases_first(weight, spec), block=block)
+            return
+        size = self.kernels.packed_floats(outputs=spec.out_channels, channels=channels, taps=1) * F32
+        points = np.matmul(weight, WINOGRAD.T)  # [out, in, points]
+        for i in range(points.shape[2]):
+            block = self.kernels.block(1, channels)
+            self.kernels.pack(address + i * size, points[np.newaxis, :, :, i : i + 1], block=block)
+
+
+WINOGRAD = winograd_kernel()
+
+
+def uses_winograd(spec: ConvSpec) -> bool:
+    """Whether a convolution runs as minimal filtering F(2,7): worth it for many channels."""
+    fits = spec.kernel == WINOGRAD.shape[1] and spec.stride == 1 and not spec.transposed
+    return fits and min(spec.in_channels, spec.out_channels) >= 32
 
 
 def phases_first(weight: np.ndarray, spec: ConvSpec) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
     from .codec import Codec
 
 Build = Callable[[GraphOps], None]
+POSITIONS = 720720  # positions count modulo this, a multiple of every dilation's period
+
+
+@dataclass
+class State:
+    """What a stream keeps between chunks: the memory on the device, and the frames it has had."""
+
+    memory: TensorBuffer
+    frames: int = 0
 
 
 class Pass:
@@ -47,14 +57,12 @@ class Pass:
         self.weights = lowering.load(plan.specs, find)
         self._slots: dict[int, TensorBuffer] = {}
 
-    def new_state(self) -> TensorBuffer:
-        """The state of one stream, on the device, zeroed."""
+    def new_state(self) -> State:
+        """The state of a stream that has not begun."""
         floats = max(1, self.plan.state_floats)
-        return TensorBuffer(self.session.lib, self.session.device, {"state": ("F32", (floats,))})
+        return State(TensorBuffer(self.session.lib, self.session.device, {"state": ("F32", (floats,))}))
 
-    def run(
-        self, states: Sequence[TensorBuffer], phase: Phase, frames: int, inputs: list[np.ndarray]
-    ) -> list[np.ndarray]:
+    def run(self, states: Sequence[State], phase: Phase, frames: int, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Advance streams by one chunk of ``frames`` frames each, all in the same phase.
 
         A last or whole chunk leaves the states as they are.
@@ -67,12 +75,15 @@ class Pass:
                 slots.clear()
             else:
                 for i, state in enumerate(states):
-                    state.copy("state", slots, f"in[{i}]")
+                    state.memory.copy("state", slots, f"in[{i}]")
+            position = np.array([0 if phase.first else state.frames % POSITIONS for state in states], np.int32)
+            inputs = [position, *inputs]
             key = (self.name, phase, frames, batch)
             outputs = self.session.run(key, lambda graph: self._build_graph(graph, slots, phase, frames, batch), inputs)
             if not phase.last:
                 for i, state in enumerate(states):
-                    slots.copy(f"out[{i}]", state, "state")
+                    slots.copy(f"out[{i}]", state.memory, "state")
+                    state.frames = frames if phase.first else state.frames + frames
         return outputs
 
     def _new_slots(self, batch: int) -> TensorBuffer:
@@ -82,6 +93,8 @@ class Pass:
         return slots
 
     def _build_graph(self, graph: Graph, slots: TensorBuffer, phase: Phase, frames: int, batch: int) -> None:
+        position = graph.input("I32", batch)
+        graph.expand(position)
         ops = self._lowering.ops(
             phase=phase,
             frames=frames,
@@ -90,6 +103,7 @@ class Pass:
             regions=self.plan.regions,
             state_in=slots.tensors["in"],
             state_out=slots.tensors["out"],
+            position=position,
             batch=batch,
         )
         self._build(ops)
@@ -112,7 +126,7 @@ class _Stream:
     def reset(self) -> None:
         """Forget everything pushed so far; the next push starts a new stream."""
         with self._claimed():
-            if not self._state.close.alive:
+            if not self._state.memory.close.alive:
                 raise StreamError("this stream is closed")
             self._started = self._finished = False
             self._pending: list[np.ndarray] = []
@@ -122,7 +136,7 @@ class _Stream:
         """Free the state. The stream cannot be used afterwards."""
         with self._claimed():
             self._finished = True
-            self._state.close()
+            self._state.memory.close()
 
     def _feed(self, frames: np.ndarray, n: int, *, last: bool) -> list[np.ndarray]:
         """Take n frames (along the last axis of ``frames``) and run every chunk that is ready."""

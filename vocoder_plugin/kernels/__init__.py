@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,17 @@ from ..ggml import Library
 FOLDER = Path(__file__).parent
 SUFFIX = ".dll" if sys.platform == "win32" else ".so"
 VARIANTS = ("avx512", "avx2", "baseline")  # best first
-SOURCES = ("weight", "bias", "chunk", "history", "alpha", "inverse", "skip_chunk", "skip_history")
+SOURCES = ("weight", "bias", "chunk", "history", "alpha", "inverse", "skip_chunk", "skip_history", "position")
+POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # and infinity: where winograd.c evaluates kernels of 7
 BLOCK_TERMS = 384  # products summed before they join the total: short sums round less, and stay in L1
+
+
+def winograd_kernel() -> np.ndarray:
+    """G of minimal filtering F(2,7), float32 [8, 7]: a kernel's values at POINTS over Lagrange's denominators."""
+    rows = [
+        [x**i / math.prod(x - other for other in POINTS if other != x) for i in range(len(POINTS))] for x in POINTS
+    ]
+    return np.array([*rows, [0.0] * (len(POINTS) - 1) + [1.0]], np.float32)
 
 
 class Conv1dParams(ctypes.Structure):
@@ -28,7 +38,7 @@ class Conv1dParams(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int32)
-        for name in ("taps", "dilation", "stride", "block", "zeros", "skip_zeros", "skip_first", *SOURCES)
+        for name in ("taps", "dilation", "stride", "block", "zeros", "skip_zeros", "skip_first", "rate", "delay", *SOURCES)
     ]
 
 
@@ -44,6 +54,7 @@ class Kernels:
         self._handle.vp_set_layout((ctypes.c_int64 * 4)(*offsets))
         self.panel = int(self._handle.vp_panel())
         self.conv1d = ctypes.cast(self._handle.vp_conv1d, lib.bindings["ggml_custom_op_t"])
+        self.conv1d_winograd = ctypes.cast(self._handle.vp_conv1d_winograd, lib.bindings["ggml_custom_op_t"])
 
     def block(self, taps: int, channels: int) -> int:
         """Input channels per block of packed weights: equal blocks of about BLOCK_TERMS products."""

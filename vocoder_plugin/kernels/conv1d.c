@@ -11,23 +11,11 @@
  * L1/L2 while all row tiles of the buffer use them. Each output is the same sequence of operations
  * whatever the thread count, the chunk it arrives in or its place in a tile: results are bit-identical.
  */
-#include <stdlib.h>
-#include <string.h>
-
-#include "kernels.h"
+#include "conv1d.h"
 #include "snake.h"
+#include "tile.h"
 
 struct vp_layout vp_layout;
-
-/* Mirrored by kernels/__init__.py. Source indices are -1 where absent. */
-struct vp_conv1d {
-    int32_t taps, dilation, stride;
-    int32_t block;      /* input channels per block of packed weights: summed apart, then added up */
-    int32_t zeros;      /* rows of padding before the window's first row */
-    int32_t skip_zeros; /* the same for the skip window */
-    int32_t skip_first; /* row of the skip window that is added to output 0 */
-    int32_t weight, bias, chunk, history, alpha, inverse, skip_chunk, skip_history; /* source indices */
-};
 
 VP_API int32_t vp_panel(void) { return VP_PANEL; }
 VP_API void vp_set_layout(const struct vp_layout *layout) { vp_layout = *layout; }
@@ -38,147 +26,6 @@ VP_API void vp_sine_magnitude(float *out, const float *x, int64_t n) {
 }
 
 #define SCRATCH_FLOATS (96 * 1024) /* target size of the scratch buffer: fits in L2 beside the weights */
-#define ROW_PAD 16                 /* floats between rows, so that rows do not fall into the same cache sets */
-
-static _Thread_local struct {
-    float *data;
-    size_t floats;
-} scratch;
-
-static float *scratch_get(size_t floats) {
-    if (scratch.floats < floats) {
-        free(scratch.data);
-        scratch.data = malloc(floats * sizeof(float));
-        scratch.floats = scratch.data ? floats : 0;
-        if (!scratch.data) abort(); /* as ggml does when it is out of memory */
-    }
-    return scratch.data;
-}
-
-/* Copy rows [first, first + n) of the window, Snake applied, into rows of `step` floats. */
-static void pack_rows(float *out, size_t step, const struct window *w, int64_t first, int64_t n, int channels,
-                      const float *alpha, const float *inverse) {
-    for (int64_t r = 0; r < n; r++, out += step) {
-        const float *row = window_row(w, first + r);
-        if (!row) {
-            memset(out, 0, channels * sizeof(float)); /* snake(0) = 0 */
-        } else if (!alpha) {
-            memcpy(out, row, channels * sizeof(float));
-        } else {
-            int c = 0;
-            for (; c + VP_LANES <= channels; c += VP_LANES)
-                *(vfloat *)(out + c) =
-                    snake(*(const vfloat *)(row + c), *(const vfloat *)(alpha + c), *(const vfloat *)(inverse + c));
-            if (c < channels) { /* the last, partial vector */
-                float part[3][VP_LANES] = {{0}};
-                size_t bytes = (channels - c) * sizeof(float);
-                memcpy(part[0], row + c, bytes);
-                memcpy(part[1], alpha + c, bytes);
-                memcpy(part[2], inverse + c, bytes);
-                vfloat y = snake(*(vfloat *)part[0], *(vfloat *)part[1], *(vfloat *)part[2]);
-                memcpy(out + c, &y, bytes);
-            }
-        }
-    }
-}
-
-struct tile_args {
-    const float *x;      /* first row of the tile in the scratch buffer, at the block's first channel */
-    size_t row_step;     /* floats between the inputs of neighbouring outputs */
-    size_t tap_step;     /* floats between the inputs of neighbouring taps */
-    const float *weight; /* packed: [tap][channel][VP_PANEL] */
-    int taps, channels;
-    const float *bias; /* first block: add the bias; else what is in y */
-    float *y;
-    size_t y_step;
-    int width; /* output channels of the panel that exist, 1..VP_PANEL */
-    const struct window *skip;
-    int64_t skip_row;  /* last block: add these rows of the skip window */
-    int skip_channel;
-};
-
-VP_INLINE void load_part(vfloat *v, const float *p, int width) {
-    if (width == VP_PANEL) {
-        for (int k = 0; k < VP_VECS; k++) v[k] = *(const vfloat *)(p + k * VP_LANES);
-    } else {
-        float part[VP_PANEL] = {0};
-        memcpy(part, p, width * sizeof(float));
-        for (int k = 0; k < VP_VECS; k++) v[k] = *(vfloat *)(part + k * VP_LANES);
-    }
-}
-
-VP_INLINE void store_part(float *p, const vfloat *v, int width) {
-    if (width == VP_PANEL) {
-        for (int k = 0; k < VP_VECS; k++) *(vfloat *)(p + k * VP_LANES) = v[k];
-    } else {
-        float part[VP_PANEL];
-        for (int k = 0; k < VP_VECS; k++) *(vfloat *)(part + k * VP_LANES) = v[k];
-        memcpy(p, part, width * sizeof(float));
-    }
-}
-
-VP_INLINE void tile(const struct tile_args *a, const int rows) {
-    vfloat acc[VP_ROWS][VP_VECS];
-    for (int i = 0; i < rows; i++)
-        for (int k = 0; k < VP_VECS; k++) acc[i][k] = (vfloat){0};
-
-    const float *w = a->weight;
-    const size_t step = a->row_step;
-    for (int tap = 0; tap < a->taps; tap++) {
-        /* every third row has a pointer, the two after it an index: 5 address registers for 12 rows */
-        const float *row[(VP_ROWS + 2) / 3];
-        for (int i = 0; i < rows; i += 3) row[i / 3] = a->x + tap * a->tap_step + i * step;
-#pragma GCC unroll 4
-        for (int c = 0; c < a->channels; c++, w += VP_PANEL) {
-            vfloat wv[VP_VECS];
-            for (int k = 0; k < VP_VECS; k++) wv[k] = *(const vfloat *)(w + k * VP_LANES);
-#pragma GCC unroll 16
-            for (int i = 0; i < rows; i++) {
-                const float x = row[i / 3][(i % 3) * step + c];
-                for (int k = 0; k < VP_VECS; k++) acc[i][k] += wv[k] * x;
-            }
-        }
-    }
-    for (int i = 0; i < rows; i++) {
-        vfloat before[VP_VECS];
-        load_part(before, a->bias ? a->bias : a->y + i * a->y_step, a->width);
-        for (int k = 0; k < VP_VECS; k++) acc[i][k] += before[k];
-        if (a->skip) {
-            const float *s = window_row(a->skip, a->skip_row + i);
-            if (s) {
-                vfloat sv[VP_VECS];
-                load_part(sv, s + a->skip_channel, a->width);
-                for (int k = 0; k < VP_VECS; k++) acc[i][k] += sv[k];
-            }
-        }
-        store_part(a->y + i * a->y_step, acc[i], a->width);
-    }
-}
-
-static void tile_rows(const struct tile_args *a, int rows) {
-    switch (rows) {
-#define CASE(n) \
-    case n: \
-        tile(a, n); \
-        break;
-        CASE(1) CASE(2) CASE(3) CASE(4)
-#if VP_ROWS > 4
-        CASE(5) CASE(6)
-#endif
-#if VP_ROWS > 6
-        CASE(7) CASE(8)
-#endif
-#if VP_ROWS > 8
-        CASE(9) CASE(10) CASE(11) CASE(12)
-#endif
-#undef CASE
-    }
-}
-
-VP_INLINE const float *source_floats(const void *dst, int index) {
-    const void *t = tensor_src(dst, index);
-    return t ? (const float *)tensor_data(t) : NULL;
-}
 
 struct segment { /* consecutive output rows of one batch entry, their inputs packed at x */
     struct window in, skip;
@@ -215,7 +62,7 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
     }
     if (row0 >= row1 || panel0 >= panel1) return;
 
-    const size_t step = (channels + ROW_PAD - 1) / ROW_PAD * ROW_PAD + ROW_PAD;
+    const size_t step = row_step(channels);
     const int span = (p->taps - 1) * p->dilation + 1;
     int64_t room = SCRATCH_FLOATS / (int64_t)step; /* rows of the scratch buffer */
     if (room < 4 * VP_ROWS * p->stride + span) room = 4 * VP_ROWS * p->stride + span;

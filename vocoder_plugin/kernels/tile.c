@@ -1,0 +1,104 @@
+#include "tile.h"
+
+#include <stdlib.h>
+
+#include "snake.h"
+
+static _Thread_local struct {
+    float *data;
+    size_t floats;
+} scratch;
+
+float *scratch_get(size_t floats) {
+    if (scratch.floats < floats) {
+        free(scratch.data);
+        scratch.data = malloc(floats * sizeof(float));
+        scratch.floats = scratch.data ? floats : 0;
+        if (!scratch.data) abort(); /* as ggml does when it is out of memory */
+    }
+    return scratch.data;
+}
+
+void pack_rows(float *out, size_t step, const struct window *w, int64_t first, int64_t n, int channels,
+               const float *alpha, const float *inverse) {
+    for (int64_t r = 0; r < n; r++, out += step) {
+        const float *row = window_row(w, first + r);
+        if (!row) {
+            memset(out, 0, channels * sizeof(float)); /* snake(0) = 0 */
+        } else if (!alpha) {
+            memcpy(out, row, channels * sizeof(float));
+        } else {
+            int c = 0;
+            for (; c + VP_LANES <= channels; c += VP_LANES)
+                *(vfloat *)(out + c) =
+                    snake(*(const vfloat *)(row + c), *(const vfloat *)(alpha + c), *(const vfloat *)(inverse + c));
+            if (c < channels) { /* the last, partial vector */
+                float part[3][VP_LANES] = {{0}};
+                size_t bytes = (channels - c) * sizeof(float);
+                memcpy(part[0], row + c, bytes);
+                memcpy(part[1], alpha + c, bytes);
+                memcpy(part[2], inverse + c, bytes);
+                vfloat y = snake(*(vfloat *)part[0], *(vfloat *)part[1], *(vfloat *)part[2]);
+                memcpy(out + c, &y, bytes);
+            }
+        }
+    }
+}
+
+VP_INLINE void tile(const struct tile_args *a, const int rows) {
+    vfloat acc[VP_ROWS][VP_VECS];
+    for (int i = 0; i < rows; i++)
+        for (int k = 0; k < VP_VECS; k++) acc[i][k] = (vfloat){0};
+
+    const float *w = a->weight;
+    const size_t step = a->row_step;
+    for (int tap = 0; tap < a->taps; tap++) {
+        /* every third row has a pointer, the two after it an index: 5 address registers for 12 rows */
+        const float *row[(VP_ROWS + 2) / 3];
+        for (int i = 0; i < rows; i += 3) row[i / 3] = a->x + tap * a->tap_step + i * step;
+#pragma GCC unroll 4
+        for (int c = 0; c < a->channels; c++, w += VP_PANEL) {
+            vfloat wv[VP_VECS];
+            for (int k = 0; k < VP_VECS; k++) wv[k] = *(const vfloat *)(w + k * VP_LANES);
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; i++) {
+                const float x = row[i / 3][(i % 3) * step + c];
+                for (int k = 0; k < VP_VECS; k++) acc[i][k] += wv[k] * x;
+            }
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        vfloat before[VP_VECS];
+        load_part(before, a->bias ? a->bias : a->y + i * a->y_step, a->width);
+        for (int k = 0; k < VP_VECS; k++) acc[i][k] += before[k];
+        if (a->skip) {
+            const float *s = window_row(a->skip, a->skip_row + i);
+            if (s) {
+                vfloat sv[VP_VECS];
+                load_part(sv, s + a->skip_channel, a->width);
+                for (int k = 0; k < VP_VECS; k++) acc[i][k] += sv[k];
+            }
+        }
+        store_part(a->y + i * a->y_step, acc[i], a->width);
+    }
+}
+
+void tile_rows(const struct tile_args *a, int rows) {
+    switch (rows) {
+#define CASE(n) \
+    case n: \
+        tile(a, n); \
+        break;
+        CASE(1) CASE(2) CASE(3) CASE(4)
+#if VP_ROWS > 4
+        CASE(5) CASE(6)
+#endif
+#if VP_ROWS > 6
+        CASE(7) CASE(8)
+#endif
+#if VP_ROWS > 8
+        CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+#undef CASE
+    }
+}

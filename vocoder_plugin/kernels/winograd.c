@@ -1,0 +1,153 @@
+/* The convolution of conv1d.c for kernel 7 and stride 1, with 8 products in place of 14.
+ *
+ * Minimal filtering F(2,7) (Winograd 1980; Lavin and Gray 2016, arXiv:1509.09308): two outputs that lie one
+ * dilation apart, y0 and y1, need inputs d0 … d7. With B^T d and G w taken at the points 0, ±1, ±2, ±1/2 and
+ * infinity, their products m0 … m7 give y0 = m0 + m1 + … + m6 and y1 = (m1 - m2) + 2 (m3 - m4) + (m5 - m6) / 2 + m7.
+ * Products are summed over input channels before they are combined: eight matrix products.
+ *
+ * Which outputs make a pair depends on their position in the stream, not in the chunk, and y0 does not touch
+ * d7, nor y1 d0, so samples do not depend on how a stream is cut: an output whose partner lies outside the
+ * chunk is computed by the same operations.
+ */
+#include "conv1d.h"
+#include "tile.h"
+
+#define POINTS 8
+#define TAPS 7
+#define SCRATCH_FLOATS (160 * 1024) /* target size of the transformed inputs */
+
+
+
+/* B^T d for rows of inputs `step` floats apart; point p goes to v + p * plane. */
+static void transform(float *v, size_t plane, const float *x, size_t step, int channels) {
+    for (int c = 0; c < channels; c += VP_LANES, x += VP_LANES, v += VP_LANES) {
+        vfloat d[POINTS], even, odd;
+        for (int i = 0; i < POINTS; i++) d[i] = *(const vfloat *)(x + i * step);
+        *(vfloat *)v = d[6] - d[0] + 5.25f * (d[2] - d[4]);
+        even = d[6] - 4.25f * d[4] + d[2];
+        odd = d[5] - 4.25f * d[3] + d[1];
+        *(vfloat *)(v + 1 * plane) = even + odd;
+        *(vfloat *)(v + 2 * plane) = even - odd;
+        even = d[6] - 1.25f * d[4] + 0.25f * d[2];
+        odd = 2.0f * d[5] - 2.5f * d[3] + 0.5f * d[1];
+        *(vfloat *)(v + 3 * plane) = even + odd;
+        *(vfloat *)(v + 4 * plane) = even - odd;
+        even = d[6] - 5.0f * d[4] + 4.0f * d[2];
+        odd = 0.5f * d[5] - 2.5f * d[3] + 2.0f * d[1];
+        *(vfloat *)(v + 5 * plane) = even + odd;
+        *(vfloat *)(v + 6 * plane) = even - odd;
+        *(vfloat *)(v + 7 * plane) = d[7] - d[1] + 5.25f * (d[3] - d[5]);
+    }
+}
+
+struct output {
+    const float *bias; /* VP_PANEL values */
+    struct window skip;
+    int64_t skip_first;
+    int has_skip, channel, width;
+    char *y;
+    size_t y_step;
+};
+
+static void store(const struct output *o, int64_t t, vfloat *sum) {
+    if (o->has_skip) {
+        const float *s = window_row(&o->skip, o->skip_first + t);
+        if (s) {
+            vfloat skip[VP_VECS];
+            load_part(skip, s + o->channel, o->width);
+            for (int k = 0; k < VP_VECS; k++) sum[k] += skip[k];
+        }
+    }
+    store_part((float *)(o->y + t * o->y_step) + o->channel, sum, o->width);
+}
+
+/* m: the eight sums of a pair, `plane` floats apart. */
+static void combine(const struct output *o, const float *m, size_t plane, int64_t t, int dilation, int64_t n_rows) {
+    vfloat y0[VP_VECS], y1[VP_VECS];
+    for (int k = 0; k < VP_VECS; k++) {
+        vfloat s[POINTS], bias = *(const vfloat *)(o->bias + k * VP_LANES);
+        for (int p = 0; p < POINTS; p++) s[p] = *(const vfloat *)(m + p * plane + k * VP_LANES);
+        y0[k] = (s[0] + (s[1] + s[2])) + ((s[3] + s[4]) + (s[5] + s[6])) + bias;
+        y1[k] = ((s[1] - s[2]) + 2.0f * (s[3] - s[4])) + (0.5f * (s[5] - s[6]) + s[7]) + bias;
+    }
+    if (t >= 0) store(o, t, y0);
+    if (t + dilation < n_rows) store(o, t + dilation, y1);
+}
+
+/* A ggml custom operation: dst [out_channels, rows, batch]; userdata is a struct vp_conv1d. */
+VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
+    const struct vp_conv1d *p = userdata;
+    const void *chunk = tensor_src(dst, p->chunk), *history = tensor_src(dst, p->history);
+    const int32_t *position = (const int32_t *)tensor_data(tensor_src(dst, p->position));
+    const int channels = (int)tensor_ne(chunk ? chunk : history, 0), outputs = (int)tensor_ne(dst, 0);
+    const int64_t n_rows = tensor_ne(dst, 1), n_batch = tensor_ne(dst, 2);
+    const int panels = (outputs + VP_PANEL - 1) / VP_PANEL, d = p->dilation;
+    const float *weight = source_floats(dst, p->weight), *bias = source_floats(dst, p->bias);
+    const float *alpha = source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
+    const size_t step = row_step(channels);
+
+    /* A group is the 2 d outputs of d pairs. Threads share groups, or panels where there are few. */
+    const int64_t most_groups = (n_rows + 2 * d - 1) / (2 * d) + 1;
+    const int by_panel = most_groups * d < 4 * VP_ROWS * nth;
+    const int panel0 = by_panel ? panels * ith / nth : 0, panel1 = by_panel ? panels * (ith + 1) / nth : panels;
+    if (panel0 >= panel1) return;
+
+    int64_t room = SCRATCH_FLOATS / (int64_t)(step * POINTS) / d; /* groups transformed at once */
+    if (room < (2 * VP_ROWS + d - 1) / d) room = (2 * VP_ROWS + d - 1) / d;
+    if (room > most_groups) room = most_groups;
+    const int64_t most = room * d, x_rows = room * 2 * d + (TAPS - 1) * d;
+    float *x = scratch_get(step * x_rows + (step + VP_PANEL) * POINTS * most + VP_PANEL + most * 2);
+    float *v = x + step * x_rows, *m = v + step * POINTS * most, *zero = m + VP_PANEL * POINTS * most;
+    int64_t *first = (int64_t *)(zero + VP_PANEL); /* of each pair: the row of y0, negative where only y1 exists */
+    memset(zero, 0, VP_PANEL * sizeof(float));
+
+    for (int64_t b = 0; b < n_batch; b++) {
+        const int64_t start = (int64_t)position[b] * p->rate - p->delay;
+        const int64_t phase = (start % (2 * d) + 2 * d) % (2 * d), groups = (n_rows + phase + 2 * d - 1) / (2 * d);
+        const int64_t group0 = by_panel ? 0 : groups * ith / nth, group1 = by_panel ? groups : groups * (ith + 1) / nth;
+        const struct window in = make_window(history, chunk, p->zeros, b);
+        for (int64_t g = group0; g < group1; g += room) {
+            const int64_t n = group1 - g < room ? group1 - g : room, base = g * 2 * d - phase;
+            const int64_t kept = g > group0 ? (TAPS - 1) * d : 0; /* rows that the groups before have packed */
+            if (kept) memmove(x, x + step * room * 2 * d, kept * step * sizeof(float));
+            pack_rows(x + kept * step, step, &in, base + kept, n * 2 * d + (TAPS - 1) * d - kept, channels, alpha, inverse);
+
+            int64_t pairs = 0;
+            for (int64_t i = 0; i < n * d; i++) {
+                const int64_t t = base + i / d * 2 * d + i % d;
+                if (t >= n_rows || t + d < 0) continue;
+                if (t < 0 && t + d >= n_rows) continue;
+                transform(v + pairs * step, step * most, x + (t - base) * step, step * d, channels);
+                first[pairs++] = t;
+            }
+            for (int panel = panel0; panel < panel1; panel++) {
+                for (int point = 0; point < POINTS; point++) {
+                    const float *w = weight + ((size_t)point * panels + panel) * channels * VP_PANEL;
+                    for (int c0 = 0; c0 < channels; c0 += p->block) {
+                        const int block = channels - c0 < p->block ? channels - c0 : p->block;
+                        struct tile_args a = {
+                            .row_step = step, .weight = w, .taps = 1, .channels = block, .bias = c0 ? NULL : zero,
+                            .y_step = VP_PANEL, .width = VP_PANEL,
+                        };
+                        for (int64_t r = 0; r < pairs; r += VP_ROWS) {
+                            a.x = v + (point * most + r) * step + c0;
+                            a.y = m + (point * most + r) * VP_PANEL;
+                            tile_rows(&a, pairs - r < VP_ROWS ? (int)(pairs - r) : VP_ROWS);
+                        }
+                        w += (size_t)block * VP_PANEL;
+                    }
+                }
+                float panel_bias[VP_PANEL] = {0};
+                struct output o = {
+                    .bias = panel_bias, .skip_first = p->skip_first, .channel = panel * VP_PANEL,
+                    .has_skip = p->skip_chunk >= 0 || p->skip_history >= 0,
+                    .skip = make_window(tensor_src(dst, p->skip_history), tensor_src(dst, p->skip_chunk), p->skip_zeros, b),
+                    .width = outputs - panel * VP_PANEL < VP_PANEL ? outputs - panel * VP_PANEL : VP_PANEL,
+                    .y = tensor_data(dst) + b * tensor_nb(dst, 2), .y_step = tensor_nb(dst, 1),
+                };
+                if (bias) memcpy(panel_bias, bias + o.channel, o.width * sizeof(float));
+                for (int64_t i = 0; i < pairs; i++) combine(&o, m + i * VP_PANEL, VP_PANEL * most, first[i], d, n_rows);
+            }
+        }
+    }
+}
