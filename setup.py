@@ -29,8 +29,18 @@ if X86:
     VARIANTS["avx512"] = [
         "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mprefer-vector-width=512", *shape(16, 12, 2),
     ]  # fmt: skip
+    VARIANTS["avx512vnni"] = [*VARIANTS["avx512"], "-mavx512vnni"]
 
-COMMON = ["-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-fno-math-errno"]
+COMMON = [
+    "-O3",
+    "-std=gnu11",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+]
 
 
 class BuildKernels(build_ext):
@@ -52,7 +62,9 @@ setup(
     ext_modules=[
         Extension(
             f"vocoder_plugin.kernels.{name}",
-            sources=[f"{FOLDER}/{source}" for source in ("conv1d.c", "winograd.c", "tile.c", "pack.c", "cpu.c")],
+            sources=[
+                f"{FOLDER}/{source}" for source in ("conv1d.c", "winograd.c", "tile.c", "int16.c", "pack.c", "cpu.c")
+            ],
             depends=[f"{FOLDER}/{header}" for header in ("kernels.h", "snake.h", "tile.h", "conv1d.h")],
             extra_compile_args=[*COMMON, *flags],
             libraries=[] if sys.platform == "win32" else ["m"],

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where the time of a decode goes: every node of one steady chunk's graph, timed on its own.
 
-    python benchmarks/profile.py dac_f32.gguf --frames 48 --threads 2
+python benchmarks/profile.py dac_f32.gguf --frames 48 --threads 2
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def label(lib, node) -> str:
     shape = f"{ne[0]} x {ne[1]}"
     if "CUSTOM" not in op.upper():
         return f"{op.lower()} {shape}"
-    source = next(node.contents.src[i] for i in (2, 3) if node.contents.src[i])
-    return f"convolution {source.contents.ne[0]} -> {shape}"
+    window = next(s for s in node.contents.src if s and s.contents.ne[1] > 1)
+    return f"convolution {window.contents.ne[0]} -> {shape}"
 
 
 def main() -> None:
@@ -36,10 +36,11 @@ def main() -> None:
     parser.add_argument("codec")
     parser.add_argument("--frames", type=int, default=48, help="frames in the chunk")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="float32")
     parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--all", action="store_true", help="every node, not sums over like ones")
     arguments = parser.parse_args()
-    with Codec.load(arguments.codec, n_threads=arguments.threads) as codec:
+    with Codec.load(arguments.codec, n_threads=arguments.threads, precision=arguments.precision) as codec:
         codes = np.random.default_rng(0).integers(0, codec.codebook_size, (codec.n_codebooks, 3 * arguments.frames))
         codec._chunk_frames = arguments.frames
         with codec.decoder_stream() as stream:

@@ -28,14 +28,15 @@ def load_reference(fixtures, source: str) -> dict[str, np.ndarray]:
 
 # Decibels that the file's precision allows. The HF model amplifies rounding: transformers' own
 # float32 output lies 97.5 dB from a float64 evaluation (test_reference_against_float64 shows it),
-# so no more than that can be asked of anybody's F32.
+# so no more than that can be asked of anybody's F32. Minimal filtering F(2,7) rounds about five times
+# as much as direct sums, which this model turns into 90.6 dB (96.8 dB without, in the portable lowering).
 @pytest.mark.parametrize(
     ("source", "kind", "floor", "codes_equal"),
     [
         ("pth", "f32", 105, 1.0),
         ("pth", "f16", 48, 1.0),
         ("pth", "q8_0", 32, 0.9),
-        ("hf", "f32", 93, 1.0),
+        ("hf", "f32", 90, 1.0),
         ("hf", "f16", 36, 0.96),
     ],
 )
@@ -52,17 +53,18 @@ def test_codec_cpp_files(fixtures, source, kind, floor, codes_equal, lowering):
     assert (encoded == expected["encoded"]).mean() >= codes_equal
 
 
-@pytest.mark.parametrize(("source", "theirs", "ours"), [("pth", 112, 111), ("hf", 96, 96)])
-def test_reference_against_float64(fixtures, source, theirs, ours):
-    """Both are as close to the exact result as float32 gets; the bounds are what each reaches, rounded down."""
+@pytest.mark.parametrize(("source", "theirs", "ours", "native"), [("pth", 112, 111, 108), ("hf", 96, 96, 91)])
+def test_reference_against_float64(fixtures, source, theirs, ours, native):
+    """How close each comes to the exact result; the bounds are what each reaches, rounded down."""
     file = fixtures / f"codec_cpp_dac_{source}_f32.gguf"
     expected = load_reference(fixtures, source)
     exact = reference.Dac(Tensors(GGUFFile(file)))
     audio = exact.decode(expected["codes"])
     assert snr(expected["audio"], audio) >= theirs
     np.testing.assert_array_equal(exact.encode(expected["wav"].astype(np.float64)), expected["encoded"])
-    with Codec.load(file, n_threads=2) as codec:
-        assert snr(codec.decode(expected["codes"]), audio) >= ours
+    for kernels, floor in (("off", ours), (None, native)):
+        with Codec.load(file, n_threads=2, kernels=kernels) as codec:
+            assert snr(codec.decode(expected["codes"]), audio) >= floor
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_dac import SIZES, write_random_dac
 
 from vocoder_plugin import Codec, CodesError, StreamError, kernels
 from vocoder_plugin.codec import Codec as CodecClass
 
+BEST = next(iter(kernels.available()), None)
 RNG = np.random.default_rng(11)
 FRAMES = 130  # more than one chunk of offline decoding, so that offline too is first, middle and last
 CODES = RNG.integers(0, 1024, (2, FRAMES)).astype(np.int32)
@@ -26,6 +28,25 @@ def codec(request, small_dac_file):
         codec.allowed = LOWERINGS[request.param]
         codec.whole = codec.decode(CODES)
         codec.encoded = codec.encode(WAV, 24000)
+        yield codec
+
+
+@pytest.fixture(scope="module", params=[(size, *how) for size in SIZES for how in (
+    (BEST, "float32"), (BEST, "int16"), ("off", "float32")
+)], ids="-".join)  # fmt: skip
+def sized(request, tmp_path_factory):
+    """Every published size, narrower, with codes and samples of its own; wide enough for every kernel."""
+    size, lowering, precision = request.param
+    path = tmp_path_factory.mktemp("sized") / f"{size}.gguf"
+    narrow = dict(decoder_dim=32, encoder_dim=4) if lowering == "off" else {}
+    write_random_dac(path, size, **narrow)
+    with Codec.load(path, kernels=lowering, precision=precision, n_threads=2) as codec:
+        rng = np.random.default_rng(5)
+        codec.allowed = LOWERINGS[lowering]
+        codec.codes = rng.integers(0, codec.codebook_size, (codec.n_codebooks, 70))
+        codec.wav = (rng.standard_normal(70 * codec.hop_length - 100) * 0.2).astype(np.float32)
+        codec.whole = codec.decode(codec.codes)
+        codec.encoded = codec.encode(codec.wav, codec.sample_rate)
         yield codec
 
 
@@ -62,6 +83,25 @@ def test_any_cut_encodes_to_the_offline_codes(codec, sizes):
         parts = [stream.push(WAV[a:b]) for a, b in pairwise(edges)]
         parts.append(stream.flush())
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), codec.encoded)
+
+
+@settings(max_examples=8)
+@given(data=st.data())
+def test_any_cut_of_every_size(sized, data):
+    edges = np.cumsum([0, *data.draw(cuts(sized.codes.shape[1], 1))])
+    with sized.decoder_stream() as stream:
+        parts = [stream.push(sized.codes[:, a:b]) for a, b in pairwise(edges)]
+        assert_same(np.concatenate([*parts, stream.flush()]), sized.whole, sized.allowed)
+    edges = np.cumsum([0, *data.draw(cuts(sized.wav.size, 1))])
+    with sized.encoder_stream() as stream:
+        codes = [stream.push(sized.wav[a:b]) for a, b in pairwise(edges)]
+        np.testing.assert_array_equal(np.concatenate([*codes, stream.flush()], axis=1), sized.encoded)
+
+
+def test_every_size_frame_by_frame(sized):
+    with sized.decoder_stream() as stream:
+        parts = [stream.push(sized.codes[:, t : t + 1]) for t in range(sized.codes.shape[1])]
+        assert_same(np.concatenate([*parts, stream.flush()]), sized.whole, sized.allowed)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 9, 10, 11, 12, 60])

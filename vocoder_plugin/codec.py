@@ -22,6 +22,7 @@ from .plan import Plan, Signal
 from .stream import DecoderStream, EncoderStream, Pass, push_many
 from .weights import check_shapes
 
+PRECISIONS = ("float32", "int16")
 CHUNK_SECONDS = 0.64  # of a chunk in long input: activations stay in cache, weights are read rarely enough
 
 
@@ -47,9 +48,11 @@ class Codec:
     device : Device
     lowering : str
         ``native/avx512`` and the like, or ``portable``.
+    precision : str
+        ``float32`` or ``int16``.
     """
 
-    def __init__(self, file: GGUFFile, device: Device, *, n_threads: int, kernels: str | None) -> None:
+    def __init__(self, file: GGUFFile, device: Device, *, n_threads: int, kernels: str | None, precision: str) -> None:
         self._tensors = Tensors(file)
         self._config = config = self._tensors.config
         self.path = file.path
@@ -67,8 +70,12 @@ class Codec:
             choice = ", ".join([*kernels_module.available(), "off"])
             raise VocoderError(f"no native kernels {kernels!r} that this CPU can run; there are {choice}")
         compiled = kernels_module.load(lib, kernels) if device.is_cpu and kernels != "off" else None
-        self._lowering: Lowering = Native(lib, device, compiled) if compiled else Portable(lib, device)
+        int16 = precision == "int16"
+        if int16 and not compiled:
+            raise VocoderError("precision 'int16' needs the native kernels, which run on the CPU only")
+        self._lowering: Lowering = Native(lib, device, compiled, int16=int16) if compiled else Portable(lib, device)
         self.lowering = f"native/{compiled.name}" if compiled else "portable"
+        self.precision = precision
         self._plans: dict[str, Plan] = {}
         if self.has_decoder:
             self._plans["decode"] = plan = Plan()
@@ -93,6 +100,7 @@ class Codec:
         device: str | None = None,
         n_threads: int | None = None,
         kernels: str | None = None,
+        precision: str = "float32",
     ) -> Codec:
         """Load a codec from a GGUF file.
 
@@ -107,6 +115,9 @@ class Codec:
             Threads on a CPU device; by default the LLM's, else one per usable core.
         kernels : str, optional
             A variant of the native kernels by name, or ``"off"``; by default the best there is.
+        precision : {"float32", "int16"}
+            Of the products in convolutions. ``"int16"`` is faster and halves the memory of the
+            weights, at about 50 dB from float32 (docs/accuracy.md); native kernels only.
 
         Raises
         ------
@@ -121,8 +132,10 @@ class Codec:
             raise ModelFileError(f"{file.path}: architecture {architecture!r} is not supported (expected 'dac')")
         if n_threads is not None and n_threads < 1:
             raise ValueError(f"n_threads is {n_threads}, expected at least 1")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
         threads = n_threads or getattr(llm, "n_threads", None) or usable_cores()
-        return cls(file, _choose_device(llm, device), n_threads=threads, kernels=kernels)
+        return cls(file, _choose_device(llm, device), n_threads=threads, kernels=kernels, precision=precision)
 
     # -- offline
 

@@ -18,11 +18,11 @@ import numpy as np
 
 from .ggml import Device, Library
 from .graph import Graph, TensorBuffer
-from .kernels import SOURCES, Conv1dParams, Kernels, winograd_kernel
+from .kernels import SOURCES, Conv1dParams, Kernels
+from .packing import Packing, Shapes, pad_kernel
 from .plan import ConvSpec, Ops, Region, Signal, SnakeSpec, Spec, TableSpec, Tensor, Window
 from .weights import Find
 
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
 F32 = 4  # bytes
 
 
@@ -92,6 +92,7 @@ class GraphOps(Ops):
 
 class NativeOps(GraphOps):
     kernels: Kernels
+    int16: bool
 
     def _state_view(self, state: Tensor, region: Region, first: int, rows: int) -> Tensor:
         step = region.channels * F32
@@ -119,9 +120,10 @@ class NativeOps(GraphOps):
         skip: tuple[Window, int] | None = None,
     ) -> Tensor:
         """One node: [outputs, rows, B]."""
-        winograd = uses_winograd(spec)
+        packing = Packing(spec, self.kernels, self.int16)
         sources: dict[str, Tensor] = {
             "weight": self.w[spec.name + ".weight"],
+            "scale": self.w.get(spec.name + ".scale"),
             "bias": self.w[spec.name + ".bias"],
             "chunk": window.signal.tensor,
             "history": window.history,
@@ -130,14 +132,16 @@ class NativeOps(GraphOps):
             sources.update(alpha=self.w[snake.name + ".alpha"], inverse=self.w[snake.name + ".inverse"])
         if skip:
             sources.update(skip_chunk=skip[0].signal.tensor, skip_history=skip[0].history)
-        if winograd:
+        if packing.winograd:
             sources.update(position=self.position)
         sources = {name: tensor for name, tensor in sources.items() if tensor}
         params = Conv1dParams(
             taps=spec.taps,
             dilation=dilation,
             stride=stride,
-            block=self.kernels.block(1 if winograd else spec.taps, spec.in_channels),
+            block=packing.block,
+            together=packing.together,
+            int16=packing.int16,
             zeros=window.zeros,
             skip_zeros=skip[0].zeros if skip else 0,
             skip_first=skip[1] if skip else 0,
@@ -147,10 +151,10 @@ class NativeOps(GraphOps):
         )
         arguments = _pointers(self.lib, list(sources.values()))
         self.g.keep += [params, arguments]
+        kernel = self.kernels.conv1d_winograd if packing.winograd else self.kernels.conv1d
         return self.lib.ggml_custom_4d(
             self.c, self.lib.bindings["GGML_TYPE_F32"], outputs, rows, self.batch, 1,
-            arguments, len(sources), self.kernels.conv1d_winograd if winograd else self.kernels.conv1d, -1,
-            ctypes.addressof(params),
+            arguments, len(sources), kernel, -1, ctypes.addressof(params),
         )  # fmt: skip
 
     def _emit_conv1d(
@@ -200,77 +204,26 @@ class Native:
 
     name = "native"
 
-    def __init__(self, lib: Library, device: Device, kernels: Kernels) -> None:
-        self.lib, self.device, self.kernels = lib, device, kernels
-        self.ops = type("NativeOps", (NativeOps,), {"kernels": kernels})
+    def __init__(self, lib: Library, device: Device, kernels: Kernels, *, int16: bool = False) -> None:
+        self.lib, self.device, self.kernels, self.int16 = lib, device, kernels, int16
+        self.ops = type("NativeOps", (NativeOps,), {"kernels": kernels, "int16": int16})
 
     def input_shape(self, channels: int, rows: int) -> tuple[int, ...]:
         return (channels, rows)
 
     def load(self, specs: Mapping[str, Spec], find: Find) -> TensorBuffer:
         """Read and pack the weights of a pass."""
+        packings = {s.name: Packing(s, self.kernels, self.int16) for s in specs.values() if isinstance(s, ConvSpec)}
         shapes: Shapes = {}
         for spec in specs.values():
-            if isinstance(spec, ConvSpec):
-                outputs = spec.out_channels * (spec.stride if spec.transposed else 1)
-                taps = WINOGRAD.shape[0] if uses_winograd(spec) else spec.taps
-                floats = self.kernels.packed_floats(outputs=outputs, channels=spec.in_channels, taps=taps)
-                shapes[spec.name + ".weight"] = ("F32", (floats,))
-                shapes[spec.name + ".bias"] = ("F32", (outputs,))
-            else:
-                shapes.update(_plain_shapes(spec, column=False))
+            shapes.update(packings[spec.name].shapes() if spec.name in packings else _plain_shapes(spec, column=False))
         buffer = TensorBuffer(self.lib, self.device, shapes)
         for spec in specs.values():
-            if isinstance(spec, ConvSpec):
-                self._pack(buffer.tensors[spec.name + ".weight"], find(spec.name + ".weight").read(), spec)
-                bias = find(spec.name + ".bias").read()
-                buffer.upload(spec.name + ".bias", np.tile(bias, spec.stride if spec.transposed else 1))
+            if spec.name in packings:
+                packings[spec.name].store(buffer, find(spec.name + ".weight").read(), find(spec.name + ".bias").read())
             else:
                 _upload_plain(buffer, spec, find)
         return buffer
-
-
-    def _pack(self, target: Tensor, weight: np.ndarray, spec: ConvSpec) -> None:
-        address, channels = target.contents.data, spec.in_channels
-        if not uses_winograd(spec):
-            block = self.kernels.block(spec.taps, channels)
-            self.kernels.pack(address, phases_first(weight, spec), block=block)
-            return
-        size = self.kernels.packed_floats(outputs=spec.out_channels, channels=channels, taps=1) * F32
-        points = np.matmul(weight, WINOGRAD.T)  # [out, in, points]
-        for i in range(points.shape[2]):
-            block = self.kernels.block(1, channels)
-            self.kernels.pack(address + i * size, points[np.newaxis, :, :, i : i + 1], block=block)
-
-
-WINOGRAD = winograd_kernel()
-
-
-def uses_winograd(spec: ConvSpec) -> bool:
-    """Whether a convolution runs as minimal filtering F(2,7): worth it for many channels."""
-    fits = spec.kernel == WINOGRAD.shape[1] and spec.stride == 1 and not spec.transposed
-    return fits and min(spec.in_channels, spec.out_channels) >= 32
-
-
-def phases_first(weight: np.ndarray, spec: ConvSpec) -> np.ndarray:
-    """A convolution's weights as a view [phases, out, in, taps] for ``Kernels.pack``.
-
-    A plain convolution has one phase. A transposed one has ``stride``: with kernel index
-    j * stride + phase, output phase p of block t is the sum over j of w[j, p] x[t - j], and window
-    order runs from the oldest input to the newest, so taps are reversed.
-    """
-    if not spec.transposed:
-        return weight[np.newaxis]
-    weight = pad_kernel(weight, spec)
-    n_in, n_out, _ = weight.shape
-    split = weight.reshape(n_in, n_out, spec.taps, spec.stride)[:, :, ::-1]
-    return split.transpose(3, 1, 0, 2)
-
-
-def pad_kernel(weight: np.ndarray, spec: ConvSpec) -> np.ndarray:
-    """Zeros up to a kernel of whole strides."""
-    missing = spec.taps * spec.stride - spec.kernel
-    return np.pad(weight, ((0, 0), (0, 0), (0, missing))) if missing else weight
 
 
 def _plain_shapes(spec: Spec, *, column: bool) -> Shapes:

@@ -19,18 +19,17 @@ from ..ggml import Library
 
 FOLDER = Path(__file__).parent
 SUFFIX = ".dll" if sys.platform == "win32" else ".so"
-VARIANTS = ("avx512", "avx2", "baseline")  # best first
-SOURCES = ("weight", "bias", "chunk", "history", "alpha", "inverse", "skip_chunk", "skip_history", "position")
+VARIANTS = ("avx512vnni", "avx512", "avx2", "baseline")  # best first
+SOURCES = ("weight", "scale", "bias", "chunk", "history", "alpha", "inverse", "skip_chunk", "skip_history", "position")
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # and infinity: where winograd.c evaluates kernels of 7
 BLOCK_TERMS = 384  # products summed before they join the total: short sums round less, and stay in L1
+INT16_BLOCK_TERMS = 192  # of integers: the more, the coarser they must be for sums to fit 32 bits
 
 
 def winograd_kernel() -> np.ndarray:
-    """G of minimal filtering F(2,7), float32 [8, 7]: a kernel's values at POINTS over Lagrange's denominators."""
-    rows = [
-        [x**i / math.prod(x - other for other in POINTS if other != x) for i in range(len(POINTS))] for x in POINTS
-    ]
-    return np.array([*rows, [0.0] * (len(POINTS) - 1) + [1.0]], np.float32)
+    """G of minimal filtering F(2,7), [8, 7]: a kernel's values at POINTS over Lagrange's denominators."""
+    rows = [[x**i / math.prod(x - other for other in POINTS if other != x) for i in range(len(POINTS))] for x in POINTS]
+    return np.array([*rows, [0.0] * (len(POINTS) - 1) + [1.0]])
 
 
 class Conv1dParams(ctypes.Structure):
@@ -38,7 +37,20 @@ class Conv1dParams(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int32)
-        for name in ("taps", "dilation", "stride", "block", "zeros", "skip_zeros", "skip_first", "rate", "delay", *SOURCES)
+        for name in (
+            "taps",
+            "dilation",
+            "stride",
+            "block",
+            "together",
+            "int16",
+            "zeros",
+            "skip_zeros",
+            "skip_first",
+            "rate",
+            "delay",
+            *SOURCES,
+        )
     ]
 
 
@@ -56,23 +68,32 @@ class Kernels:
         self.conv1d = ctypes.cast(self._handle.vp_conv1d, lib.bindings["ggml_custom_op_t"])
         self.conv1d_winograd = ctypes.cast(self._handle.vp_conv1d_winograd, lib.bindings["ggml_custom_op_t"])
 
-    def block(self, taps: int, channels: int) -> int:
+    def block(self, *, together: int, channels: int, int16: bool) -> int:
         """Input channels per block of packed weights: equal blocks of about BLOCK_TERMS products."""
-        most = max(16, BLOCK_TERMS // taps // 8 * 8)
-        return -(-channels // -(-channels // most))
+        most = INT16_BLOCK_TERMS if int16 else max(16, BLOCK_TERMS // together // 8 * 8)
+        block = -(-channels // -(-channels // most))
+        return -(-block // 8) * 8 if int16 else block
 
-    def packed_floats(self, *, outputs: int, channels: int, taps: int) -> int:
-        return -(-outputs // self.panel) * self.panel * channels * taps
+    def packed_weights(self, *, outputs: int, channels: int, taps: int, int16: bool) -> int:
+        """Values that packed weights hold."""
+        return self.packed_scales(outputs=outputs, taps=taps) * (-(-channels // 2) * 2 if int16 else channels)
 
-    def pack(self, target: int, weight: np.ndarray, *, block: int) -> None:
+    def packed_scales(self, *, outputs: int, taps: int) -> int:
+        """Scales of packed int16 weights."""
+        return -(-outputs // self.panel) * self.panel * taps
+
+    def pack(self, target: int, weight: np.ndarray, *, block: int, together: int) -> None:
         """Pack [phases, out, in, taps] float32 weights to the address ``target``; any strides.
 
-        Output o of phase p becomes output p * out + o. Layout: [panel][block][tap][channel][VP_PANEL].
+        Output o of phase p becomes output p * out + o. See pack.c for the layout.
         """
-        assert weight.dtype == np.float32 and weight.ndim == 4
-        shape = (ctypes.c_int64 * 4)(*weight.shape)
-        strides = (ctypes.c_int64 * 4)(*(stride // 4 for stride in weight.strides))
-        self._handle.vp_pack(ctypes.c_void_p(target), ctypes.c_void_p(weight.ctypes.data), shape, strides, block)
+        arguments = _shape_and_strides(weight)
+        self._handle.vp_pack(ctypes.c_void_p(target), *arguments, ctypes.c_int32(block), ctypes.c_int32(together))
+
+    def pack_int16(self, target: int, scale: int, weight: np.ndarray, *, block: int) -> None:
+        """The same as 16-bit integers, with their scales to the address ``scale``; see int16.c."""
+        arguments = _shape_and_strides(weight)
+        self._handle.vp_pack_int16(ctypes.c_void_p(target), ctypes.c_void_p(scale), *arguments, ctypes.c_int32(block))
 
     def sine_magnitude(self, out: np.ndarray, x: np.ndarray) -> None:
         """The sine that Snake uses, up to its sign; float32 arrays of a multiple of 16 values."""
@@ -80,6 +101,12 @@ class Kernels:
         self._handle.vp_sine_magnitude(
             ctypes.c_void_p(out.ctypes.data), ctypes.c_void_p(x.ctypes.data), ctypes.c_int64(x.size)
         )
+
+
+def _shape_and_strides(weight: np.ndarray) -> tuple[Any, ...]:
+    assert weight.dtype == np.float32 and weight.ndim == 4
+    shape = (ctypes.c_int64 * 4)(*weight.shape)
+    return ctypes.c_void_p(weight.ctypes.data), shape, (ctypes.c_int64 * 4)(*(stride // 4 for stride in weight.strides))
 
 
 @functools.cache

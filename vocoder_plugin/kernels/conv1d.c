@@ -29,7 +29,8 @@ VP_API void vp_sine_magnitude(float *out, const float *x, int64_t n) {
 
 struct segment { /* consecutive output rows of one batch entry, their inputs packed at x */
     struct window in, skip;
-    float *x;
+    char *x;
+    float *scale; /* int16: of each packed row */
     char *y;
     int64_t first, rows;
 };
@@ -43,14 +44,16 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
     const int outputs = (int)tensor_ne(dst, 0);
     const int64_t n_rows = tensor_ne(dst, 1), n_batch = tensor_ne(dst, 2);
     const int panels = (outputs + VP_PANEL - 1) / VP_PANEL;
-    const size_t panel_floats = (size_t)p->taps * channels * VP_PANEL;
-    const float *weight = source_floats(dst, p->weight), *bias = source_floats(dst, p->bias);
+    const size_t bytes = p->int16 ? sizeof(int16_t) : sizeof(float), step = row_step(channels);
+    const size_t panel_weights = (size_t)p->taps * packed_channels(channels, p->int16) * VP_PANEL;
+    const char *weight = tensor_data(tensor_src(dst, p->weight));
+    const float *scale = source_floats(dst, p->scale), *bias = source_floats(dst, p->bias);
     const float *alpha = source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
     const int has_skip = p->skip_chunk >= 0 || p->skip_history >= 0;
 
     int64_t row0 = 0, row1 = n_rows;
     int panel0 = 0, panel1 = panels;
-    const int wide = panels >= nth && panel_floats * panels > 256 * 1024;
+    const int wide = panels >= nth && panel_weights * panels > 256 * 1024;
     if (wide || n_rows < 2 * VP_ROWS * nth) {
         panel0 = panels * ith / nth;
         panel1 = panels * (ith + 1) / nth;
@@ -62,11 +65,11 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
     }
     if (row0 >= row1 || panel0 >= panel1) return;
 
-    const size_t step = row_step(channels);
     const int span = (p->taps - 1) * p->dilation + 1;
     int64_t room = SCRATCH_FLOATS / (int64_t)step; /* rows of the scratch buffer */
     if (room < 4 * VP_ROWS * p->stride + span) room = 4 * VP_ROWS * p->stride + span;
-    float *buffer = scratch_get(step * room);
+    char *buffer = (char *)scratch_get((step + 1) * room + step);
+    float *scales = (float *)buffer + step * room, *row = scales + room;
 
     /* Fill the buffer with segments of rows, of as many batch entries as fit, so that weights are read once for all. */
     struct segment segments[MOST_SEGMENTS];
@@ -85,12 +88,17 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
             struct segment *s = &segments[count++];
             s->in = make_window(history, chunk, p->zeros, batch);
             s->skip = make_window(tensor_src(dst, p->skip_history), tensor_src(dst, p->skip_chunk), p->skip_zeros, batch);
-            s->x = buffer + used * step;
+            s->x = buffer + used * step * bytes;
+            s->scale = scales + used;
             s->y = tensor_data(dst) + batch * tensor_nb(dst, 2);
             s->first = t;
             s->rows = n;
             const int64_t packed = (n - 1) * p->stride + span;
-            pack_rows(s->x, step, &s->in, t * p->stride, packed, channels, alpha, inverse);
+            if (!p->int16) pack_rows((float *)s->x, step, &s->in, t * p->stride, packed, channels, alpha, inverse);
+            for (int64_t i = 0; p->int16 && i < packed; i++) {
+                pack_rows(row, step, &s->in, t * p->stride + i, 1, channels, alpha, inverse);
+                s->scale[i] = quantise_row((int16_t *)s->x + i * step, row, channels);
+            }
             used += packed;
             t += n;
             if (t >= row1) t = row0, batch++;
@@ -99,24 +107,30 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
             float start[VP_PANEL] = {0};
             const int width = outputs - panel * VP_PANEL < VP_PANEL ? outputs - panel * VP_PANEL : VP_PANEL;
             if (bias) memcpy(start, bias + panel * VP_PANEL, width * sizeof(float));
-            const float *w = weight + panel * panel_floats;
-            for (int c0 = 0; c0 < channels; c0 += p->block) {
-                const int block = channels - c0 < p->block ? channels - c0 : p->block;
-                struct tile_args a = {
-                    .row_step = step * p->stride, .tap_step = step * p->dilation, .weight = w, .taps = p->taps,
-                    .channels = block, .bias = c0 == 0 ? start : NULL, .y_step = tensor_nb(dst, 1) / sizeof(float),
-                    .width = width, .skip_channel = panel * VP_PANEL,
-                };
-                for (const struct segment *s = segments; s < segments + count; s++) {
-                    a.skip = has_skip && c0 + block == channels ? &s->skip : NULL;
-                    for (int64_t r = 0; r < s->rows; r += VP_ROWS) {
-                        a.x = s->x + r * step * p->stride + c0;
-                        a.y = (float *)(s->y + (s->first + r) * tensor_nb(dst, 1)) + panel * VP_PANEL;
-                        a.skip_row = p->skip_first + s->first + r;
-                        tile_rows(&a, s->rows - r < VP_ROWS ? (int)(s->rows - r) : VP_ROWS);
+            const char *w = weight + panel * panel_weights * bytes;
+            for (int tap = 0; tap < p->taps; tap += p->together) {
+                for (int c0 = 0; c0 < channels; c0 += p->block) {
+                    const int block = channels - c0 < p->block ? channels - c0 : p->block;
+                    const int last = tap + p->together >= p->taps && c0 + block == channels;
+                    struct tile_args a = {
+                        .row_step = step * p->stride, .tap_step = step * p->dilation, .weight = w, .taps = p->together,
+                        .channels = block, .bias = tap + c0 == 0 ? start : NULL, .width = width,
+                        .y_step = tensor_nb(dst, 1) / sizeof(float), .skip_channel = panel * VP_PANEL,
+                        .weight_scale = scale + ((size_t)panel * p->taps + tap) * VP_PANEL, .scale_step = p->stride,
+                    };
+                    for (const struct segment *s = segments; s < segments + count; s++) {
+                        a.skip = has_skip && last ? &s->skip : NULL;
+                        for (int64_t r = 0; r < s->rows; r += VP_ROWS) {
+                            const int64_t in = r * p->stride + tap * p->dilation;
+                            a.x = s->x + (in * step + c0) * bytes;
+                            a.x_scale = s->scale + in;
+                            a.y = (float *)(s->y + (s->first + r) * tensor_nb(dst, 1)) + panel * VP_PANEL;
+                            a.skip_row = p->skip_first + s->first + r;
+                            tile_rows(&a, s->rows - r < VP_ROWS ? (int)(s->rows - r) : VP_ROWS, p->int16);
+                        }
                     }
+                    w += (size_t)p->together * packed_channels(block, p->int16) * VP_PANEL * bytes;
                 }
-                w += (size_t)p->taps * block * VP_PANEL;
             }
         }
     }

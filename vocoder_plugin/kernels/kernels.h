@@ -10,6 +10,11 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
 
 #ifndef VP_LANES
 #define VP_LANES 4
@@ -29,6 +34,22 @@ typedef float vfloat __attribute__((vector_size(4 * VP_LANES), aligned(4)));
 typedef int32_t vint __attribute__((vector_size(4 * VP_LANES), aligned(4)));
 
 #define VP_INLINE static inline __attribute__((always_inline))
+
+VP_INLINE vfloat splat(float x) { return x - (vfloat){0}; }
+
+/* a * b + c, rounded once where the processor can. Contraction by the compiler is off (setup.py): it would
+ * round the same sum in different ways in different copies of a loop, and results must not depend on which ran. */
+VP_INLINE vfloat multiply_add(vfloat a, vfloat b, vfloat c) {
+#if defined(__AVX512F__) && VP_LANES == 16
+    return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__) && VP_LANES == 8
+    return (vfloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_FEATURE_FMA) && VP_LANES == 4
+    return (vfloat)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
 
 /* Byte offsets of the fields of ggml_tensor, told by the bindings: no header of ggml is used. */
 struct vp_layout {

@@ -26,20 +26,17 @@
 #define PI_3 1.509957990978376432e-7f
 #endif
 
-VP_INLINE vfloat splat(float x) { return x - (vfloat){0}; }
-
 VP_INLINE vfloat sine_reduced(vfloat y) { /* for |y| <= SINE_LIMIT */
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    vfloat n = y * 0.318309886f + magic;
-    n = n - magic;
-    vfloat r = y - n * PI_1;
-    r = r - n * PI_2;
-    r = r - n * PI_3;
+    vfloat n = multiply_add(y, splat(0.318309886f), splat(magic)) - magic;
+    vfloat r = multiply_add(n, splat(-PI_1), y);
+    r = multiply_add(n, splat(-PI_2), r);
+    r = multiply_add(n, splat(-PI_3), r);
     vfloat s = r * r;
-    vfloat p = s * 2.6057805e-6f - 1.98096028e-4f;
-    p = p * s + 8.33306625e-3f;
-    p = p * s - 1.66666596e-1f;
-    return p * s * r + r;
+    vfloat p = multiply_add(s, splat(2.6057805e-6f), splat(-1.98096028e-4f));
+    p = multiply_add(p, s, splat(8.33306625e-3f));
+    p = multiply_add(p, s, splat(-1.66666596e-1f));
+    return multiply_add(p * s, r, r);
 }
 
 VP_INLINE int any_beyond(vfloat y) {
@@ -59,7 +56,7 @@ VP_INLINE vfloat sine_magnitude(vfloat y) { /* sin(y) up to sign */
 
 VP_INLINE vfloat snake(vfloat x, vfloat alpha, vfloat inverse) {
     vfloat s = sine_magnitude(alpha * x);
-    return x + inverse * (s * s);
+    return multiply_add(inverse, s * s, x);
 }
 
 #endif

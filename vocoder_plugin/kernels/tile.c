@@ -55,50 +55,19 @@ VP_INLINE void tile(const struct tile_args *a, const int rows) {
     for (int tap = 0; tap < a->taps; tap++) {
         /* every third row has a pointer, the two after it an index: 5 address registers for 12 rows */
         const float *row[(VP_ROWS + 2) / 3];
-        for (int i = 0; i < rows; i += 3) row[i / 3] = a->x + tap * a->tap_step + i * step;
+        for (int i = 0; i < rows; i += 3) row[i / 3] = (const float *)a->x + tap * a->tap_step + i * step;
 #pragma GCC unroll 4
         for (int c = 0; c < a->channels; c++, w += VP_PANEL) {
             vfloat wv[VP_VECS];
             for (int k = 0; k < VP_VECS; k++) wv[k] = *(const vfloat *)(w + k * VP_LANES);
 #pragma GCC unroll 16
             for (int i = 0; i < rows; i++) {
-                const float x = row[i / 3][(i % 3) * step + c];
-                for (int k = 0; k < VP_VECS; k++) acc[i][k] += wv[k] * x;
+                const vfloat x = splat(row[i / 3][(i % 3) * step + c]);
+                for (int k = 0; k < VP_VECS; k++) acc[i][k] = multiply_add(wv[k], x, acc[i][k]);
             }
         }
     }
-    for (int i = 0; i < rows; i++) {
-        vfloat before[VP_VECS];
-        load_part(before, a->bias ? a->bias : a->y + i * a->y_step, a->width);
-        for (int k = 0; k < VP_VECS; k++) acc[i][k] += before[k];
-        if (a->skip) {
-            const float *s = window_row(a->skip, a->skip_row + i);
-            if (s) {
-                vfloat sv[VP_VECS];
-                load_part(sv, s + a->skip_channel, a->width);
-                for (int k = 0; k < VP_VECS; k++) acc[i][k] += sv[k];
-            }
-        }
-        store_part(a->y + i * a->y_step, acc[i], a->width);
-    }
+    for (int i = 0; i < rows; i++) finish_row(a, i, acc[i]);
 }
 
-void tile_rows(const struct tile_args *a, int rows) {
-    switch (rows) {
-#define CASE(n) \
-    case n: \
-        tile(a, n); \
-        break;
-        CASE(1) CASE(2) CASE(3) CASE(4)
-#if VP_ROWS > 4
-        CASE(5) CASE(6)
-#endif
-#if VP_ROWS > 6
-        CASE(7) CASE(8)
-#endif
-#if VP_ROWS > 8
-        CASE(9) CASE(10) CASE(11) CASE(12)
-#endif
-#undef CASE
-    }
-}
+void tile_float(const struct tile_args *a, int rows) { VP_SWITCH_ROWS(rows) }

@@ -16,11 +16,13 @@ void pack_rows(float *out, size_t step, const struct window *w, int64_t first, i
                const float *alpha, const float *inverse);
 
 struct tile_args {
-    const float *x;      /* first row of the tile in the scratch buffer, at the block's first channel */
-    size_t row_step;     /* floats between the inputs of neighbouring outputs */
-    size_t tap_step;     /* floats between the inputs of neighbouring taps */
-    const float *weight; /* packed: [tap][channel][VP_PANEL] */
+    const void *x;       /* first row of the tile in the scratch buffer, at the block's first channel */
+    size_t row_step;     /* values between the inputs of neighbouring outputs */
+    size_t tap_step;     /* values between the inputs of neighbouring taps */
+    const void *weight;  /* packed: floats [tap][channel][VP_PANEL], or int16 [channel / 2][VP_PANEL][2] of one tap */
     int taps, channels;
+    const float *x_scale, *weight_scale; /* int16: of each row, `scale_step` apart, and of each output */
+    size_t scale_step;
     const float *bias; /* first block: add the bias; else what is in y */
     float *y;
     size_t y_step;
@@ -50,10 +52,53 @@ VP_INLINE void store_part(float *p, const vfloat *v, int width) {
     }
 }
 
-/* Products of `rows` rows (1 to VP_ROWS) with one panel of weights. */
-void tile_rows(const struct tile_args *a, int rows);
+/* Add up the results of a block with what came before, and after the last block with the skip. */
+VP_INLINE void finish_row(const struct tile_args *a, int i, vfloat *sum) {
+    vfloat other[VP_VECS];
+    load_part(other, a->bias ? a->bias : a->y + i * a->y_step, a->width);
+    for (int k = 0; k < VP_VECS; k++) sum[k] += other[k];
+    const float *s = a->skip ? window_row(a->skip, a->skip_row + i) : NULL;
+    if (s) {
+        load_part(other, s + a->skip_channel, a->width);
+        for (int k = 0; k < VP_VECS; k++) sum[k] += other[k];
+    }
+    store_part(a->y + i * a->y_step, sum, a->width);
+}
+
+/* tile(a, rows) with a constant number of rows, 1 to VP_ROWS, so that sums stay in registers. */
+#if VP_ROWS > 8
+#define VP_MORE_ROWS(CASE) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#elif VP_ROWS > 6
+#define VP_MORE_ROWS(CASE) CASE(5) CASE(6) CASE(7) CASE(8)
+#elif VP_ROWS > 4
+#define VP_MORE_ROWS(CASE) CASE(5) CASE(6)
+#else
+#define VP_MORE_ROWS(CASE)
+#endif
+#define VP_CASE(n) \
+    case n: \
+        tile(a, n); \
+        break;
+#define VP_SWITCH_ROWS(rows) \
+    switch (rows) { VP_CASE(1) VP_CASE(2) VP_CASE(3) VP_CASE(4) VP_MORE_ROWS(VP_CASE) }
+
+/* Products of `rows` rows (1 to VP_ROWS) with one block of weights of one panel. */
+void tile_float(const struct tile_args *a, int rows);
+void tile_int16(const struct tile_args *a, int rows);
+VP_INLINE void tile_rows(const struct tile_args *a, int rows, int int16) {
+    if (int16)
+        tile_int16(a, rows);
+    else
+        tile_float(a, rows);
+}
+
+/* Integers and their scale (largest magnitude / 8190) for n floats; out is filled up to a multiple of VP_LANES. */
+float quantise_row(int16_t *out, const float *x, int n);
 
 VP_INLINE size_t row_step(int channels) { return (channels + ROW_PAD - 1) / ROW_PAD * ROW_PAD + ROW_PAD; }
+
+/* Channels that the packed weights of a block have: int16 come in pairs. */
+VP_INLINE int packed_channels(int channels, int int16) { return int16 ? (channels + 1) / 2 * 2 : channels; }
 
 VP_INLINE const float *source_floats(const void *dst, int index) {
     const void *t = tensor_src(dst, index);

@@ -23,20 +23,20 @@ static void transform(float *v, size_t plane, const float *x, size_t step, int c
     for (int c = 0; c < channels; c += VP_LANES, x += VP_LANES, v += VP_LANES) {
         vfloat d[POINTS], even, odd;
         for (int i = 0; i < POINTS; i++) d[i] = *(const vfloat *)(x + i * step);
-        *(vfloat *)v = d[6] - d[0] + 5.25f * (d[2] - d[4]);
-        even = d[6] - 4.25f * d[4] + d[2];
-        odd = d[5] - 4.25f * d[3] + d[1];
+        *(vfloat *)v = multiply_add(d[2] - d[4], splat(5.25f), d[6] - d[0]);
+        even = multiply_add(d[4], splat(-4.25f), d[6] + d[2]);
+        odd = multiply_add(d[3], splat(-4.25f), d[5] + d[1]);
         *(vfloat *)(v + 1 * plane) = even + odd;
         *(vfloat *)(v + 2 * plane) = even - odd;
-        even = d[6] - 1.25f * d[4] + 0.25f * d[2];
-        odd = 2.0f * d[5] - 2.5f * d[3] + 0.5f * d[1];
+        even = multiply_add(d[2], splat(0.25f), multiply_add(d[4], splat(-1.25f), d[6]));
+        odd = multiply_add(d[1], splat(0.5f), multiply_add(d[3], splat(-2.5f), 2.0f * d[5]));
         *(vfloat *)(v + 3 * plane) = even + odd;
         *(vfloat *)(v + 4 * plane) = even - odd;
-        even = d[6] - 5.0f * d[4] + 4.0f * d[2];
-        odd = 0.5f * d[5] - 2.5f * d[3] + 2.0f * d[1];
+        even = multiply_add(d[2], splat(4.0f), multiply_add(d[4], splat(-5.0f), d[6]));
+        odd = multiply_add(d[1], splat(2.0f), multiply_add(d[3], splat(-2.5f), 0.5f * d[5]));
         *(vfloat *)(v + 5 * plane) = even + odd;
         *(vfloat *)(v + 6 * plane) = even - odd;
-        *(vfloat *)(v + 7 * plane) = d[7] - d[1] + 5.25f * (d[3] - d[5]);
+        *(vfloat *)(v + 7 * plane) = multiply_add(d[3] - d[5], splat(5.25f), d[7] - d[1]);
     }
 }
 
@@ -82,9 +82,11 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
     const int channels = (int)tensor_ne(chunk ? chunk : history, 0), outputs = (int)tensor_ne(dst, 0);
     const int64_t n_rows = tensor_ne(dst, 1), n_batch = tensor_ne(dst, 2);
     const int panels = (outputs + VP_PANEL - 1) / VP_PANEL, d = p->dilation;
-    const float *weight = source_floats(dst, p->weight), *bias = source_floats(dst, p->bias);
+    const char *weight = tensor_data(tensor_src(dst, p->weight));
+    const float *scale = source_floats(dst, p->scale), *bias = source_floats(dst, p->bias);
     const float *alpha = source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
-    const size_t step = row_step(channels);
+    const size_t step = row_step(channels), bytes = p->int16 ? sizeof(int16_t) : sizeof(float);
+    const size_t point_weights = (size_t)packed_channels(channels, p->int16) * VP_PANEL;
 
     /* A group is the 2 d outputs of d pairs. Threads share groups, or panels where there are few. */
     const int64_t most_groups = (n_rows + 2 * d - 1) / (2 * d) + 1;
@@ -96,8 +98,9 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
     if (room < (2 * VP_ROWS + d - 1) / d) room = (2 * VP_ROWS + d - 1) / d;
     if (room > most_groups) room = most_groups;
     const int64_t most = room * d, x_rows = room * 2 * d + (TAPS - 1) * d;
-    float *x = scratch_get(step * x_rows + (step + VP_PANEL) * POINTS * most + VP_PANEL + most * 2);
-    float *v = x + step * x_rows, *m = v + step * POINTS * most, *zero = m + VP_PANEL * POINTS * most;
+    float *x = scratch_get(step * x_rows + (step + VP_PANEL + 1) * POINTS * most + step * POINTS + VP_PANEL + most * 2);
+    float *v = x + step * x_rows, *m = v + step * POINTS * most, *scales = m + VP_PANEL * POINTS * most;
+    float *values = scales + POINTS * most, *zero = values + step * POINTS;
     int64_t *first = (int64_t *)(zero + VP_PANEL); /* of each pair: the row of y0, negative where only y1 exists */
     memset(zero, 0, VP_PANEL * sizeof(float));
 
@@ -117,24 +120,35 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
                 const int64_t t = base + i / d * 2 * d + i % d;
                 if (t >= n_rows || t + d < 0) continue;
                 if (t < 0 && t + d >= n_rows) continue;
-                transform(v + pairs * step, step * most, x + (t - base) * step, step * d, channels);
+                if (p->int16) {
+                    transform(values, step, x + (t - base) * step, step * d, channels);
+                    for (int point = 0; point < POINTS; point++) {
+                        const int64_t row = point * most + pairs;
+                        scales[row] = quantise_row((int16_t *)v + row * step, values + point * step, channels);
+                    }
+                } else {
+                    transform(v + pairs * step, step * most, x + (t - base) * step, step * d, channels);
+                }
                 first[pairs++] = t;
             }
             for (int panel = panel0; panel < panel1; panel++) {
                 for (int point = 0; point < POINTS; point++) {
-                    const float *w = weight + ((size_t)point * panels + panel) * channels * VP_PANEL;
+                    const size_t block_of_point = (size_t)panel * POINTS + point;
+                    const char *w = weight + block_of_point * point_weights * bytes;
                     for (int c0 = 0; c0 < channels; c0 += p->block) {
                         const int block = channels - c0 < p->block ? channels - c0 : p->block;
                         struct tile_args a = {
                             .row_step = step, .weight = w, .taps = 1, .channels = block, .bias = c0 ? NULL : zero,
                             .y_step = VP_PANEL, .width = VP_PANEL,
+                            .weight_scale = scale + block_of_point * VP_PANEL, .scale_step = 1,
                         };
                         for (int64_t r = 0; r < pairs; r += VP_ROWS) {
-                            a.x = v + (point * most + r) * step + c0;
+                            a.x = (char *)v + ((point * most + r) * step + c0) * bytes;
+                            a.x_scale = scales + point * most + r;
                             a.y = m + (point * most + r) * VP_PANEL;
-                            tile_rows(&a, pairs - r < VP_ROWS ? (int)(pairs - r) : VP_ROWS);
+                            tile_rows(&a, pairs - r < VP_ROWS ? (int)(pairs - r) : VP_ROWS, p->int16);
                         }
-                        w += (size_t)block * VP_PANEL;
+                        w += (size_t)packed_channels(block, p->int16) * VP_PANEL * bytes;
                     }
                 }
                 float panel_bias[VP_PANEL] = {0};

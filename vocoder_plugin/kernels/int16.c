@@ -1,0 +1,123 @@
+/* Products of 16-bit integers, two at a time (vpdpwssd and its likes): twice the products of floats.
+ *
+ * Each row of inputs has one scale, each output of each tap (or point of winograd.c) another. Inputs are
+ * integers up to INPUT_MAX. Weights are scaled so that the sum of a block's magnitudes is at most
+ * WEIGHT_SUM: no sum of products can overflow 32 bits, whatever the inputs. Sums are exact, so all
+ * instruction sets give the same samples but for the floating-point steps around them.
+ */
+#include <math.h>
+
+#include "tile.h"
+
+#define INPUT_MAX 8190
+#define WEIGHT_SUM ((double)INT32_MAX / (INPUT_MAX + 1))
+
+typedef int16_t vshort __attribute__((vector_size(4 * VP_LANES), aligned(2))); /* pairs */
+typedef int16_t vhalf __attribute__((vector_size(2 * VP_LANES), aligned(2)));
+
+VP_INLINE vint multiply_pairs(vint sum, vshort w, int32_t x) {
+#if defined(__AVX512VNNI__)
+    return (vint)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(x));
+#elif defined(__AVX512BW__)
+    return sum + (vint)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(x));
+#elif defined(__AVX2__)
+    return sum + (vint)_mm256_madd_epi16((__m256i)w, _mm256_set1_epi32(x));
+#elif defined(__SSE2__)
+    return sum + (vint)_mm_madd_epi16((__m128i)w, _mm_set1_epi32(x));
+#else
+    int16_t pair[2];
+    memcpy(pair, &x, sizeof pair);
+    for (int i = 0; i < VP_LANES; i++) sum[i] += (int32_t)w[2 * i] * pair[0] + (int32_t)w[2 * i + 1] * pair[1];
+    return sum;
+#endif
+}
+
+VP_INLINE void tile(const struct tile_args *a, const int rows) {
+    vint acc[VP_ROWS][VP_VECS];
+    for (int i = 0; i < rows; i++)
+        for (int k = 0; k < VP_VECS; k++) acc[i][k] = (vint){0};
+
+    const int16_t *w = a->weight, *row[(VP_ROWS + 2) / 3];
+    const size_t step = a->row_step;
+    for (int i = 0; i < rows; i += 3) row[i / 3] = (const int16_t *)a->x + i * step;
+#pragma GCC unroll 4
+    for (int c = 0; c < a->channels; c += 2, w += 2 * VP_PANEL) {
+        vshort wv[VP_VECS];
+        for (int k = 0; k < VP_VECS; k++) wv[k] = *(const vshort *)(w + k * 2 * VP_LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+            int32_t x;
+            memcpy(&x, &row[i / 3][(i % 3) * step + c], sizeof x);
+            for (int k = 0; k < VP_VECS; k++) acc[i][k] = multiply_pairs(acc[i][k], wv[k], x);
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        vfloat sum[VP_VECS];
+        const float x_scale = a->x_scale[i * a->scale_step];
+        for (int k = 0; k < VP_VECS; k++) {
+            const vfloat w_scale = *(const vfloat *)(a->weight_scale + k * VP_LANES);
+            sum[k] = __builtin_convertvector(acc[i][k], vfloat) * x_scale * w_scale;
+        }
+        finish_row(a, i, sum);
+    }
+}
+
+void tile_int16(const struct tile_args *a, int rows) { VP_SWITCH_ROWS(rows) }
+
+float quantise_row(int16_t *out, const float *x, int n) {
+    vint largest = {0}; /* of magnitudes, whose bits sort as integers */
+    int c = 0;
+    for (; c + VP_LANES <= n; c += VP_LANES) {
+        vint magnitude = *(const vint *)(x + c) & 0x7fffffff, greater = magnitude > largest;
+        largest = (magnitude & greater) | (largest & ~greater);
+    }
+    float most = 0;
+    for (; c < n; c++)
+        if (fabsf(x[c]) > most) most = fabsf(x[c]);
+    for (int i = 0; i < VP_LANES; i++) {
+        const int32_t bits = largest[i];
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        if (value > most) most = value;
+    }
+    const float factor = most > 1e-30f ? INPUT_MAX / most : 0.0f;
+    for (c = 0; c < n; c += VP_LANES) { /* adding 1.5 * 2^23 leaves the rounded integer in the low bits */
+        const vfloat rounded = *(const vfloat *)(x + c) * factor + 12582912.0f;
+        *(vhalf *)(out + c) = __builtin_convertvector((vint)rounded, vhalf);
+    }
+    return most / INPUT_MAX;
+}
+
+/* weight: [phases, out, in, taps] with strides in floats; output o of phase p becomes p * out + o.
+ * target: int16 [panel][tap][block][channel / 2][VP_PANEL][2]; scale: [panel][tap][VP_PANEL]. */
+VP_API void vp_pack_int16(int16_t *target, float *scale, const float *weight, const int64_t shape[4],
+                          const int64_t strides[4], int32_t block) {
+    const int64_t outputs = shape[0] * shape[1], channels = shape[2];
+    for (int64_t first = 0; first < outputs; first += VP_PANEL) {
+        for (int64_t tap = 0; tap < shape[3]; tap++, scale += VP_PANEL) {
+            const float *row[VP_PANEL];
+            float factor[VP_PANEL];
+            for (int i = 0; i < VP_PANEL; i++) {
+                const int64_t o = first + i;
+                row[i] = o < outputs ? weight + o / shape[1] * strides[0] + o % shape[1] * strides[1] + tap * strides[3] : NULL;
+                double step = 0;
+                for (int64_t c0 = 0; row[i] && c0 < channels; c0 += block) {
+                    double sum = 0, most = 0;
+                    for (int64_t c = c0; c < channels && c < c0 + block; c++) {
+                        const double magnitude = fabs(row[i][c * strides[2]]);
+                        sum += magnitude;
+                        if (magnitude > most) most = magnitude;
+                    }
+                    step = fmax(step, fmax(sum / (WEIGHT_SUM - block), most / INT16_MAX)); /* rounding adds < block */
+                }
+                factor[i] = step > 1e-30 ? (float)(1 / step) : 0.0f;
+                scale[i] = (float)step;
+            }
+            for (int64_t c0 = 0; c0 < channels; c0 += block)
+                for (int64_t c = c0; c < channels && c < c0 + block; c += 2)
+                    for (int i = 0; i < VP_PANEL; i++)
+                        for (int64_t j = c; j < c + 2; j++)
+                            *target++ = row[i] && j < channels ? (int16_t)lrintf(row[i][j * strides[2]] * factor[i]) : 0;
+        }
+    }
+}

@@ -1,0 +1,111 @@
+"""How the native kernels want the weights of a convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .graph import TensorBuffer
+from .kernels import Kernels, winograd_kernel
+from .plan import ConvSpec
+
+Shapes = dict[str, tuple[str, tuple[int, ...]]]
+WINOGRAD = winograd_kernel()  # [points, kernel]
+WINOGRAD_CHANNELS = 32  # with fewer, its additions cost more than the products they replace
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The weights of one convolution, packed for the kernels.
+
+    Parameters
+    ----------
+    spec : ConvSpec
+    kernels : Kernels
+    int16 : bool
+        As 16-bit integers with scales, else as float32.
+    """
+
+    spec: ConvSpec
+    kernels: Kernels
+    int16: bool
+
+    @property
+    def winograd(self) -> bool:
+        """Whether it runs as minimal filtering F(2,7)."""
+        spec = self.spec
+        fits = spec.kernel == WINOGRAD.shape[1] and spec.stride == 1 and not spec.transposed
+        return fits and min(spec.in_channels, spec.out_channels) >= WINOGRAD_CHANNELS
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the matrix product: a transposed convolution gives ``stride`` samples at once."""
+        return self.spec.out_channels * (self.spec.stride if self.spec.transposed else 1)
+
+    @property
+    def taps(self) -> int:
+        """Matrices: one a tap of the kernel, or one a point of F(2,7)."""
+        return WINOGRAD.shape[0] if self.winograd else self.spec.taps
+
+    @property
+    def together(self) -> int:
+        """Taps that one block of products sums."""
+        return 1 if self.winograd or self.int16 else self.spec.taps
+
+    @property
+    def block(self) -> int:
+        """Input channels of one block of products."""
+        return self.kernels.block(together=self.together, channels=self.spec.in_channels, int16=self.int16)
+
+    def shapes(self) -> Shapes:
+        """Tensors to allocate: ggml type and ne by name."""
+        count = self.kernels.packed_weights(
+            outputs=self.outputs, channels=self.spec.in_channels, taps=self.taps, int16=self.int16
+        )
+        name = self.spec.name
+        shapes: Shapes = {name + ".weight": ("I16" if self.int16 else "F32", (count,))}
+        if self.int16:
+            scales = self.kernels.packed_scales(outputs=self.outputs, taps=self.taps)
+            shapes[name + ".scale"] = ("F32", (scales,))
+        shapes[name + ".bias"] = ("F32", (self.outputs,))
+        return shapes
+
+    def store(self, buffer: TensorBuffer, weight: np.ndarray, bias: np.ndarray) -> None:
+        """Pack float32 weights, torch's [out, in, kernel] or [in, out, kernel] for a transposed convolution."""
+        name = self.spec.name
+        view = points_of(weight) if self.winograd else phases_first(weight, self.spec)
+        target = buffer.tensors[name + ".weight"].contents.data
+        if self.int16:
+            scale = buffer.tensors[name + ".scale"].contents.data
+            self.kernels.pack_int16(target, scale, view, block=self.block)
+        else:
+            self.kernels.pack(target, view, block=self.block, together=self.together)
+        buffer.upload(name + ".bias", np.tile(bias, self.spec.stride if self.spec.transposed else 1))
+
+
+def points_of(weight: np.ndarray) -> np.ndarray:
+    """[out, in, 7] -> [1, out, in, points], rounded once to float32."""
+    rows = np.matmul(weight.reshape(-1, weight.shape[2]).astype(np.float64), WINOGRAD.T)
+    return rows.astype(np.float32).reshape(1, *weight.shape[:2], -1)
+
+
+def phases_first(weight: np.ndarray, spec: ConvSpec) -> np.ndarray:
+    """A convolution's weights as a view [phases, out, in, taps] for ``Kernels.pack``.
+
+    A plain convolution has one phase. A transposed one has ``stride``: with kernel index
+    j * stride + phase, output phase p of block t is the sum over j of w[j, p] x[t - j], and window
+    order runs from the oldest input to the newest, so taps are reversed.
+    """
+    if not spec.transposed:
+        return weight[np.newaxis]
+    weight = pad_kernel(weight, spec)
+    n_in, n_out, _ = weight.shape
+    split = weight.reshape(n_in, n_out, spec.taps, spec.stride)[:, :, ::-1]
+    return split.transpose(3, 1, 0, 2)
+
+
+def pad_kernel(weight: np.ndarray, spec: ConvSpec) -> np.ndarray:
+    """Zeros up to a kernel of whole strides."""
+    missing = spec.taps * spec.stride - spec.kernel
+    return np.pad(weight, ((0, 0), (0, 0), (0, missing))) if missing else weight
