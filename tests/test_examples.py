@@ -1,0 +1,59 @@
+"""The examples as a user runs them, without models of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def expected(small_dac, speaker) -> np.ndarray:
+    return small_dac.decode(speaker["codes"])
+
+
+def run(name: str, *args: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(EXAMPLES / name), *map(str, args)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("generate_wav.py", "3.69 s from 277 frames"),
+        ("stream_while_generating.py", "277 frames written, 3.69 s of audio out"),
+        ("llama_callback.py", "the same samples both ways"),
+    ],
+)
+def test_example(tmp_path, expected, name, says):
+    result = run(name, tmp_path / "speech.wav")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert says in result.stdout
+    samples, rate = soundfile.read(tmp_path / "speech.wav", dtype="float32")
+    assert (rate, samples.shape) == (24000, expected.shape)
+    assert np.allclose(samples, expected, rtol=0, atol=1e-4)
+
+
+def test_samples_come_while_the_model_speaks(tmp_path):
+    lines = run("stream_while_generating.py", tmp_path / "speech.wav").stdout.splitlines()[:-1]
+    frames = [int(line.split(":")[1].split()[0]) for line in lines]
+    assert len(frames) > 5
+    assert frames[0] < 20
+    assert frames == sorted(frames)
+
+
+def test_every_example_is_tested():
+    tested = {"generate_wav.py", "stream_while_generating.py", "llama_callback.py", "demo.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
+
+
+def test_models_go_together(tmp_path):
+    result = run("generate_wav.py", tmp_path / "speech.wav", "--model", "llm.gguf")
+    assert result.returncode == 2
+    assert "--model, --codec and --prompt-file go together" in result.stderr
