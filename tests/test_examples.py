@@ -1,7 +1,8 @@
-"""The examples as a user runs them, without models of their own."""
+"""The examples as a user runs them, without models of their own, and the code in docs/live.md."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from tiny_llm import byte_tokens, dictate, outetts_1_tokens, speaker_script
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+DOCUMENTED = re.findall(r"```python\n(.*?)```", (ROOT / "docs/live.md").read_text(encoding="utf-8"), re.DOTALL)
+PROMPT = "<|im_start|>\n<|text_start|>The cat watched<|text_end|>\n<|audio_start|>\n"
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +62,19 @@ def test_models_go_together(tmp_path):
     result = run("generate_wav.py", tmp_path / "speech.wav", "--model", "llm.gguf")
     assert result.returncode == 2
     assert "--model, --codec and --prompt-file go together" in result.stderr
+
+
+@pytest.mark.parametrize("code", DOCUMENTED, ids=["loop", "stopping criteria", "logits processor", "text"])
+def test_documented_code(llm, small_dac, fixtures, expected, monkeypatch, code):
+    script = dictate([*byte_tokens(), *outetts_1_tokens()], speaker_script(fixtures / "speaker.npz"))
+    generate, played = llm.generate, []
+
+    def generate_script(tokens, *, logits_processor=None, **options):
+        return generate(tokens, logits_processor=[*script, *(logits_processor or [])], **options)
+
+    monkeypatch.setattr(llm, "generate", generate_script)
+    exec(code, {"llm": llm, "codec": small_dac, "prompt": PROMPT, "play": played.append})
+    assert len(played) > 5
+    samples = np.concatenate(played)
+    assert samples.shape == expected.shape
+    assert np.allclose(samples, expected, rtol=0, atol=1e-5)

@@ -497,8 +497,7 @@ def completed(request, llm):
     return complete
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize("end", [END, END[1:]], ids=["audio_end", "im_end"])
+@pytest.mark.parametrize(("end", "overlap"), [(END, False), (END[1:], True)], ids=["audio_end", "im_end-overlap"])
 def test_callbacks_decode_a_completion(completed, llm, small_dac, script, expected, end, overlap):
     out, threads = [], set()
 
