@@ -53,6 +53,10 @@ class Loudspeaker:
             time.sleep(0.0005)
         self._finished_callback()
 
+    @property
+    def active(self) -> bool:
+        return self._thread.is_alive()
+
     def close(self) -> None:
         self.closed = True
         self._thread.join()

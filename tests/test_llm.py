@@ -392,11 +392,12 @@ def test_push_does_not_wait_for_the_worker_until_the_queue_is_full(llm, small_da
         out: list[np.ndarray] = []
         thread = threading.Thread(target=generating)
         thread.start()
-        frames = -1
-        while frames != stream.report.frames:  # until push blocks
-            frames = stream.report.frames
-            time.sleep(0.2)
-        assert frames == 11 + 3 * 10  # the first chunk, one in work, one waiting, and the one that waits to be queued
+        # the first chunk, one in work, one waiting, and the one with which push waits
+        limit, give_up = 11 + 3 * 10, time.monotonic() + 30
+        while stream.report.frames < limit and time.monotonic() < give_up:
+            time.sleep(0.01)
+        thread.join(0.2)
+        assert stream.report.frames == limit
         assert len(out) == 1
         gate.set()
         thread.join()

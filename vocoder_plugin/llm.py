@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -61,6 +62,8 @@ class SpeechStream:
     ----------
     finished : bool
         The model has ended its audio, or the stream was ended. Tokens pushed after that are ignored.
+    overlap : bool
+        Whether a thread of its own decodes.
     report : TokenReport
         Frames so far, and tokens that were skipped or damaged.
     """
@@ -319,7 +322,8 @@ def generate_tokens(llm: Any, prompt: str, *, end: frozenset[int], max_tokens: i
     limit = min(max_tokens, llm.n_ctx() - len(tokens))
     if limit < 1:
         raise VocoderError(f"the prompt has {len(tokens)} tokens, which leaves no room in a context of {llm.n_ctx()}")
-    for count, token in enumerate(llm.generate(tokens, **{**SAMPLING, **sampling})):
-        if token in end or count >= limit:
-            return
-        yield token
+    with contextlib.closing(llm.generate(tokens, **{**SAMPLING, **sampling})) as generator:
+        for count, token in enumerate(generator):
+            if token in end or count >= limit:
+                return
+            yield token

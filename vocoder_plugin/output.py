@@ -63,10 +63,12 @@ class GrowingFile:
 
     def close(self) -> None:
         """Complete the file. May be called more than once."""
-        if self._sound is not None:
-            self._sound.close()
-        if self._raw is not None:
-            self._raw.close()
+        try:
+            if self._sound is not None:
+                self._sound.close()
+        finally:
+            if self._raw is not None:
+                self._raw.close()
 
     def __enter__(self) -> GrowingFile:
         return self
@@ -130,7 +132,8 @@ class Player:
     def drain(self) -> None:
         """Wait until everything has been heard."""
         self._ending = True
-        self._heard.wait()
+        while not self._heard.wait(1) and self._stream.active:  # a device that went away calls nobody
+            pass
 
     def close(self) -> None:
         """Stop at once and give the device back."""
