@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_sounddevice import Loudspeaker
 from hypothesis import HealthCheck, settings
 from tiny_llm import outetts_1_tokens, write_tiny_llm
 
@@ -67,3 +69,11 @@ def llm(llm_file):
     model = llama_cpp.Llama(str(llm_file), n_ctx=4096, n_threads=2, verbose=False)
     yield model
     model.close()
+
+
+@pytest.fixture
+def loudspeaker(monkeypatch) -> Loudspeaker:
+    """Stands in for sounddevice."""
+    module = Loudspeaker()
+    monkeypatch.setitem(sys.modules, "sounddevice", module)
+    return module

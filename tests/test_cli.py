@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 import zipfile
+from pathlib import Path
 
 import llama_cpp
 import numpy as np
@@ -16,6 +20,7 @@ from click.testing import CliRunner, Result
 from tiny_llm import CONTROL, write_tiny_llm
 
 from vocoder_plugin import Codec, SpeechStream, deinterleave, kernels
+from vocoder_plugin.audio import pcm16
 from vocoder_plugin.cli import main
 from vocoder_plugin.llm import generate_tokens
 
@@ -26,10 +31,10 @@ COMMANDS = {
     ("convert", "dac"): ["SOURCE", "OUT", "--type", "f32|f16|bf16|q8_0", "--sample-rate", "--force"],
     ("info",): ["FILE", "--tensors"],
     ("encode",): ["AUDIO", "OUT", "--codec", "--device", "--threads", "--force"],
-    ("decode",): ["CODES", "OUT", "--codec", "--device", "--threads", "--force"],
+    ("decode",): ["CODES", "OUT", "--codec", "--device", "--threads", "--streaming", "--raw", "--force"],
     ("generate",): [
-        "--model", "--codec", "--device", "--threads", "--prompt-file", "--out", "--max-tokens", "--temperature",
-        "--seed", "--n-ctx", "--n-gpu-layers", "--force",
+        "--model", "--codec", "--device", "--threads", "--prompt-file", "--out", "--stream", "--raw", "--play",
+        "--max-tokens", "--temperature", "--seed", "--n-ctx", "--n-gpu-layers", "--force",
     ],
     ("doctor",): [],
 }  # fmt: skip
@@ -583,7 +588,262 @@ def test_doctor_tells_of_the_environment():
     assert "native kernels    off (VOCODER_KERNELS)\n" in run("doctor", kernels="off").stdout
 
 
+# Sound while it is being made
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left():
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) == before
+
+
+@pytest.fixture
+def speaking(prompt_file) -> tuple[object, ...]:
+    """Options with which the small model says some audio, the same each time."""
+    return "--prompt-file", prompt_file, "--seed", 1, "--max-tokens", 400, "--n-ctx", 512
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+def test_decode_streaming(codes_file, small_dac_file, small_dac, tmp_path, suffix):
+    files = [tmp_path / f"{name}{suffix}" for name in ("whole", "grown")]
+    whole = run("decode", codes_file, files[0], "--codec", small_dac_file)
+    grown = run("decode", codes_file, files[1], "--codec", small_dac_file, "--streaming")
+    assert_done(grown)
+    assert grown.stderr.split(" in ")[0] == whole.stderr.split(" in ")[0] == "3.69 s of audio"
+    assert soundfile.info(files[1]).format == soundfile.info(files[0]).format
+    samples = [soundfile.read(file, dtype="int16")[0] for file in files]
+    assert samples[0].size == small_dac.decoded_length(277)
+    assert np.abs(samples[0].astype(int) - samples[1]).max() <= (2000 if suffix == ".ogg" else 1)
+    if small_dac.lowering != "portable" and suffix != ".ogg":
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_decode_streaming_is_bounded(codes_file, small_dac_file, tmp_path, monkeypatch):
+    from vocoder_plugin.output import GrowingFile
+
+    sizes, write = [], GrowingFile.write
+
+    def counted(self, samples):
+        sizes.append(samples.size)
+        write(self, samples)
+
+    monkeypatch.setattr(GrowingFile, "write", counted)
+    assert_done(run("decode", codes_file, tmp_path / "out.wav", "--codec", small_dac_file, "--streaming"))
+    assert len(sizes) == 6
+    assert max(sizes) <= 48 * 320
+
+
+def test_raw_samples_on_standard_output(codes_file, small_dac_file, tmp_path):
+    assert_done(run("decode", codes_file, tmp_path / "out.wav", "--codec", small_dac_file))
+    samples, _ = soundfile.read(tmp_path / "out.wav", dtype="int16")
+    for options in (["--raw"], ["--raw", "--streaming"]):
+        result = run("decode", codes_file, "-", "--codec", small_dac_file, *options)
+        assert result.exit_code == 0
+        raw = np.frombuffer(result.stdout_bytes, "<i2")
+        assert raw.size == samples.size
+        assert np.abs(raw.astype(int) - samples).max() <= 1
+
+
+@pytest.mark.parametrize("options", [["--stream"], ["-o", "-", "--raw"], ["-o", "-", "--raw", "--stream"]])
+def test_generate_streaming(llm_file, small_dac_file, speaking, tmp_path, options):
+    whole, grown = tmp_path / "whole.wav", tmp_path / "grown.wav"
+    assert_done(generate(llm_file, small_dac_file, whole, *speaking))
+    result = generate(llm_file, small_dac_file, grown, *speaking, *options)
+    assert result.exit_code == 0, result.stderr
+    assert " s of audio from 400 tokens in " in result.stderr
+    samples, _ = soundfile.read(whole, dtype="int16")
+    assert samples.size > 0
+    if "--raw" in options:
+        assert result.stdout_bytes == samples.astype("<i2").tobytes()
+        assert not grown.exists()
+    else:
+        assert result.stdout == ""
+        assert grown.read_bytes() == whole.read_bytes()
+
+
+def test_streaming_file_is_playable_after_every_write(llm_file, small_dac_file, speaking, tmp_path, monkeypatch):
+    from vocoder_plugin.output import GrowingFile
+
+    out, frames, write = tmp_path / "out.wav", [], GrowingFile.write
+
+    def checked(self, samples):
+        write(self, samples)
+        frames.append(soundfile.info(out).frames)
+
+    monkeypatch.setattr(GrowingFile, "write", checked)
+    assert_done(generate(llm_file, small_dac_file, out, *speaking, "--stream"))
+    assert len(frames) > 2
+    assert frames == sorted(set(frames))
+    assert frames[-1] == soundfile.info(out).frames
+
+
+def test_streaming_refuses_an_existing_file(llm_file, codes_file, small_dac_file, speaking, tmp_path):
+    out = tmp_path / "out.wav"
+    out.write_bytes(b"precious")
+    for command in (["decode", codes_file, out, "--streaming"], ["generate", "-m", llm_file, "-o", out, "--stream"]):
+        options = speaking if command[0] == "generate" else ()
+        assert "exists already" in refusal(run(*command, "--codec", small_dac_file, *options))
+        assert out.read_bytes() == b"precious"
+        assert_done(run(*command, "--codec", small_dac_file, *options, "--force"))
+        assert out.read_bytes()[:4] == b"RIFF"
+        out.write_bytes(b"precious")
+
+
+def test_streaming_without_audio_leaves_no_file(llm_file, small_dac_file, prompt_file, tmp_path):
+    out = tmp_path / "out.wav"
+    options = "--prompt-file", prompt_file, "--max-tokens", 1, "--n-ctx", 512, "--stream"
+    assert "but no audio" in refusal(generate(llm_file, small_dac_file, out, *options))
+    out.write_bytes(b"precious")
+    assert "but no audio" in refusal(generate(llm_file, small_dac_file, out, *options, "--force"))
+    assert out.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["decode", "a.npz", "a.wav", "--raw"], "--raw writes to standard output only"),
+        (["decode", "a.npz", "-", "--streaming"], "use --raw, or leave out --streaming"),
+        (["generate", "-m", "a", "--prompt-file", "p", "-o", "a.wav", "--raw"], "--raw writes to standard output only"),
+        (["generate", "-m", "a", "--prompt-file", "p", "-o", "-", "--stream"], "use --raw, or leave out --stream"),
+        (["generate", "-m", "a", "--prompt-file", "p"], "give -o FILE, or --play"),
+    ],
+)
+def test_outputs_that_do_not_stream(args, message):
+    result = run(*args, "--codec", "none.gguf")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert message in " ".join(result.stderr.split())
+
+
+def test_play_without_sounddevice(llm_file, small_dac_file, speaking, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    message = "playing needs sounddevice; pip install 'vocoder-plugin[play]'"
+    result = run("generate", "-m", llm_file, "--codec", small_dac_file, *speaking, "--play")
+    assert refusal(result) == message
+    result = generate(llm_file, small_dac_file, tmp_path / "out.wav", *speaking, "--play")
+    assert refusal(result) == message
+    assert not (tmp_path / "out.wav").exists()
+
+
+def test_play(llm_file, small_dac_file, speaking, loudspeaker, tmp_path):
+    out = tmp_path / "out.wav"
+    assert_done(generate(llm_file, small_dac_file, out, *speaking, "--play"))
+    samples, _ = soundfile.read(out, dtype="int16")
+    heard = pcm16(loudspeaker.heard())  # with silence where the model was late
+    assert heard[heard != 0].tolist() == samples[samples != 0].tolist()
+    assert np.count_nonzero(heard) > 1000
+    alone = run("generate", "-m", llm_file, "--codec", small_dac_file, *speaking, "--play", "--threads", 1)
+    assert_done(alone)
+    assert " s of audio from 400 tokens in " in alone.stderr
+
+
 # Processes and signals
+
+
+def spawn(*args: object, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "vocoder_plugin.cli", *map(str, args)], **{"stderr": subprocess.PIPE} | options
+    )
+
+
+@pytest.fixture
+def cut_short(llm_file, small_dac_file, prompt_file):
+    """Runs a long generation, does something to it in the middle, and gives its exit status and standard error."""
+
+    def run_and_cut(cut, *options: object, **streams) -> tuple[int, str]:
+        args = "generate", "-m", llm_file, "--codec", small_dac_file, "--prompt-file", prompt_file, *options
+        for seed in range(1, 10):  # random weights may choose an end token early
+            limits = "--temperature", 2, "--seed", seed, "--max-tokens", 8000, "--n-ctx", 8192, "--force"
+            with spawn(*args, *limits, **streams) as process:
+                cut(process)
+                said = process.stderr.read().decode()
+                if process.wait(60) != 0:
+                    return process.returncode, said
+        raise AssertionError("every generation ended before it was cut short")
+
+    return run_and_cut
+
+
+def when_larger(path: Path, size: int, action):
+    def cut(process: subprocess.Popen) -> None:
+        while process.poll() is None and not (path.exists() and path.stat().st_size > size):
+            time.sleep(0.005)
+        action(process)
+
+    return cut
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_ctrl_c_keeps_what_was_said(cut_short, tmp_path, suffix):
+    out = tmp_path / f"out{suffix}"
+    interrupt = when_larger(out, 20_000, lambda process: process.send_signal(signal.SIGINT))
+    status, said = cut_short(interrupt, "-o", out, "--stream")
+    assert status == 130
+    assert soundfile.info(out).frames > 0
+    seconds = float(said.removeprefix(f"interrupted: {out} keeps the first ").removesuffix(" s\n"))
+    assert seconds == pytest.approx(soundfile.info(out).frames / 24000, abs=0.5)  # within a chunk
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_killed_process_leaves_a_playable_file(cut_short, tmp_path):
+    out = tmp_path / "out.wav"
+    status, _ = cut_short(when_larger(out, 20_000, lambda process: process.kill()), "-o", out, "--stream")
+    assert status == -signal.SIGKILL
+    assert soundfile.info(out).frames > 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+def test_reader_that_has_enough(cut_short):
+    def read_some(process: subprocess.Popen) -> None:
+        assert len(process.stdout.read(3000)) == 3000
+        process.stdout.close()
+
+    assert cut_short(read_some, "-o", "-", "--raw", stdout=subprocess.PIPE) == (1, "")
+
+
+def test_ctrl_c_keeps_what_was_decoded(monkeypatch, codes_file, small_dac_file, tmp_path):
+    from vocoder_plugin.output import GrowingFile
+
+    write, sizes = GrowingFile.write, []
+
+    def interrupted(self, samples):
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        write(self, samples)
+        sizes.append(samples.size)
+
+    monkeypatch.setattr(GrowingFile, "write", interrupted)
+    out = tmp_path / "out.wav"
+    result = run("decode", codes_file, out, "--codec", small_dac_file, "--streaming")
+    assert result.exit_code == 130
+    assert soundfile.info(out).frames == sum(sizes)
+    assert result.stderr == f"interrupted: {out} keeps the first {sum(sizes) / 24000:.2f} s\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
+def test_progress_on_a_terminal_only(codes_file, small_dac_file, tmp_path):
+    import pty
+
+    args = "decode", codes_file, "-", "--codec", small_dac_file, "--raw"
+    assert b"of 3.7 s of audio" not in run_process(*args).stderr
+    terminal, end = pty.openpty()
+    with spawn(*args, stdout=subprocess.DEVNULL, stderr=end) as process:
+        os.close(end)
+        shown = b""
+        while True:
+            try:
+                data = os.read(terminal, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not data:
+                break
+            shown += data
+        assert process.wait(60) == 0
+    os.close(terminal)
+    assert b"3.7 of 3.7 s of audio" in shown
+    assert shown.endswith(b")\r\n")
 
 
 def test_pipes(wav_file, small_dac_file, small_dac, tmp_path):

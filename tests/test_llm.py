@@ -7,9 +7,12 @@ import random
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 
+import gguf
 import llama_cpp
 import numpy as np
 import pytest
@@ -24,12 +27,20 @@ from vocoder_plugin import (
     TokenReport,
     VocoderError,
     deinterleave,
+    special_tokens_shown,
 )
 from vocoder_plugin.llm import SCHEDULE, generate_tokens
 
 PROMPT = "<|im_start|>\n<|text_start|>hello<|text_end|>\n<|audio_start|>\n"
 ID = {text: token for token, text in enumerate([*byte_tokens(), *outetts_1_tokens()])}
 END = [ID["<|audio_end|>"], ID["<|im_end|>"]]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left():
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) == before
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +325,400 @@ def test_prompt_that_fills_the_context(short_llm, script, excess):
 def test_empty_prompt(llm, script):
     with pytest.raises(VocoderError, match="the prompt is empty"):
         generated(llm, script, prompt="")
+
+
+# Early audio
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_first_samples_as_soon_as_the_lookahead_is_in(llm, small_dac, script, overlap):
+    with SpeechStream(llm, small_dac, overlap=overlap) as stream:
+        for token in script:
+            if first := list(stream.push(token)):
+                break
+        assert stream.report.frames <= small_dac.decoder_stream().lookahead_frames + 1
+        assert first[0].size > 0
+
+
+# Overlap
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, (1,), (5, 3), (1000,)])
+def test_overlap_gives_the_same_samples(llm, small_dac, script, expected, schedule):
+    chunks, stream = speak(llm, small_dac, [*script, *END], schedule=schedule, overlap=True)
+    assert_same(small_dac, joined(chunks), expected)
+    assert stream.report.frames == 277
+
+
+def test_overlap_is_for_other_devices_than_a_cpu(llm, small_dac, monkeypatch):
+    assert not SpeechStream(llm, small_dac).overlap
+    monkeypatch.setattr(type(small_dac.device), "is_cpu", False)
+    assert SpeechStream(llm, small_dac).overlap
+    assert not SpeechStream(llm, small_dac, overlap=False).overlap
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("vocoder-decode")]
+
+
+def on_worker() -> bool:
+    return threading.current_thread() in workers()
+
+
+def slow_decoder(stream: SpeechStream, monkeypatch, gate: threading.Event) -> list[int]:
+    """Make the stream's decoder wait at a gate; the frames of each chunk that got there."""
+    chunks, decode = [], stream._stream.push
+
+    def push(codes):
+        chunks.append(codes.shape[1])
+        if on_worker():
+            assert gate.wait(30)
+        return decode(codes)
+
+    monkeypatch.setattr(stream._stream, "push", push)
+    return chunks
+
+
+def test_push_does_not_wait_for_the_worker_until_the_queue_is_full(llm, small_dac, script, expected, monkeypatch):
+    gate, pushed = threading.Event(), []
+    with SpeechStream(llm, small_dac, schedule=(11, 10), overlap=True) as stream:
+        slow_decoder(stream, monkeypatch, gate)
+
+        def generating():
+            for token in script:
+                out.extend(stream.push(token))
+                pushed.append(token)
+
+        out: list[np.ndarray] = []
+        thread = threading.Thread(target=generating)
+        thread.start()
+        # the first chunk, one in work, one waiting, and the one with which push waits
+        limit, give_up = 11 + 3 * 10, time.monotonic() + 30
+        while stream.report.frames < limit and time.monotonic() < give_up:
+            time.sleep(0.01)
+        thread.join(0.2)
+        assert stream.report.frames == limit
+        assert len(out) == 1
+        gate.set()
+        thread.join()
+        assert pushed == script
+        assert_same(small_dac, np.concatenate([*out, stream.flush()]), expected)
+
+
+def test_close_from_another_thread_waits_for_the_chunk_in_work(llm, small_dac, script, monkeypatch):
+    gate = threading.Event()
+    stream = SpeechStream(llm, small_dac, schedule=(11, 10), overlap=True)
+    chunks = slow_decoder(stream, monkeypatch, gate)
+    tokens = iter(script)
+    while stream.report.frames < 31:  # the first chunk, one in work, one waiting
+        list(stream.push(next(tokens)))
+    closing = threading.Thread(target=stream.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    assert stream.finished
+    gate.set()
+    closing.join()
+    assert sum(chunks) == 21  # the chunk that waited was dropped
+    assert list(stream.push(next(tokens))) == []
+    with pytest.raises(StreamError, match="is closed"):
+        stream.flush()
+
+
+def test_errors_of_the_worker_reach_the_caller(llm, small_dac, script, monkeypatch):
+    stream = SpeechStream(llm, small_dac, overlap=True)
+    decode = stream._stream.push
+
+    def push(codes):
+        if on_worker():
+            raise VocoderError("the device is on fire")
+        return decode(codes)
+
+    monkeypatch.setattr(stream._stream, "push", push)
+    with pytest.raises(VocoderError, match="on fire"):
+        [pcm for token in script for pcm in stream.push(token)]
+    assert stream.finished
+    assert not stream._worker
+    stream.close()
+
+
+def test_errors_of_the_worker_reach_flush(llm, small_dac, script, monkeypatch):
+    gate = threading.Event()
+    with SpeechStream(llm, small_dac, schedule=(11, 10), overlap=True) as stream:
+        slow_decoder(stream, monkeypatch, gate)
+        tokens = iter(script)
+        while stream.report.frames < 21:
+            list(stream.push(next(tokens)))
+        stream._stream._state.close()  # under the worker's feet
+        gate.set()
+        with pytest.raises(Exception, match=r"closed|freed|NULL"):
+            stream.flush()
+        assert stream.finished
+
+
+def test_dropped_stream_leaves_no_thread(llm, small_dac, script):
+    stream = SpeechStream(llm, small_dac, overlap=True)
+    for token in script:
+        list(stream.push(token))
+    (worker,) = workers()
+    del stream
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+# Callbacks of llama_cpp
+
+
+def frame_end(script: list[int]) -> int:
+    """Tokens to the end of some frame in the middle of the script."""
+    return max(i for i in range(300) if ID["<|c2_0|>"] <= script[i] <= ID["<|c2_1024|>"]) + 1
+
+
+def prompt_tokens(llm) -> list[int]:
+    return text_tokens(llm, PROMPT)  # a text prompt would get the model's BOS token before it
+
+
+def dictation(tokens: list[int]):
+    return llama_cpp.LogitsProcessorList(writes(tokens)["logits_processor"])
+
+
+@pytest.fixture(params=["stopping criteria", "logits processor"])
+def completed(request, llm):
+    """Runs create_completion with a stream's callback, over a model that writes given tokens."""
+
+    def complete(stream, tokens, on_audio, *, limit=None, **options):
+        if request.param == "stopping criteria":
+            own = {"stopping_criteria": stream.as_stopping_criteria(on_audio=on_audio, max_tokens=limit)}
+            own["logits_processor"] = dictation(tokens)
+        else:
+            both = [*dictation(tokens), *stream.as_logits_processor(on_audio=on_audio, max_tokens=limit)]
+            own = {"logits_processor": llama_cpp.LogitsProcessorList(both)}
+        return llm.create_completion(prompt_tokens(llm), **{"max_tokens": None} | own | options)
+
+    return complete
+
+
+@pytest.mark.parametrize(("end", "overlap"), [(END, False), (END[1:], True)], ids=["audio_end", "im_end-overlap"])
+def test_callbacks_decode_a_completion(completed, llm, small_dac, script, expected, end, overlap):
+    out, threads = [], set()
+
+    def on_audio(pcm):
+        out.append(pcm)
+        threads.add(threading.current_thread())
+
+    with SpeechStream(llm, small_dac, overlap=overlap) as stream:
+        completion = completed(stream, [*script, *end], on_audio)
+        if not overlap:
+            assert len(out) > 5
+        assert_same(small_dac, np.concatenate([*out, stream.flush()]), expected)
+        assert stream.report.frames == 277
+    assert threads == {threading.main_thread()}
+    assert completion["choices"][0]["finish_reason"] == "stop"
+
+
+def test_callbacks_end_the_generation_with_the_audio(completed, llm, small_dac, script):
+    # llama.cpp does not know <|audio_end|> as an end: without the callback it would write on
+    with SpeechStream(llm, small_dac) as stream:
+        completion = completed(stream, [*script[:40], END[0], *script], lambda _pcm: None)
+        assert stream.finished
+        assert completion["usage"]["completion_tokens"] < 45
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_callbacks_stop_at_max_tokens_without_losing_one(completed, llm, small_dac, script, excess):
+    n = frame_end(script)
+    out = []
+    with SpeechStream(llm, small_dac) as stream:
+        completed(stream, script, out.append, limit=n - excess)
+        codes, _ = deinterleave(script[: n - excess], stream.vocabulary)
+        assert_same(small_dac, np.concatenate([*out, stream.flush()]), small_dac.decode(codes))
+
+
+def test_llama_cpp_hides_the_last_token_before_its_own_limit(completed, llm, small_dac, script):
+    n = frame_end(script)
+    with SpeechStream(llm, small_dac) as stream:
+        completed(stream, script, lambda _pcm: None, max_tokens=n)
+        stream.flush()
+        codes, _ = deinterleave(script[:n], stream.vocabulary)
+        assert stream.report.frames == codes.shape[1] - 1
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_exceptions_of_on_audio(completed, llm, small_dac, script, overlap):
+    calls = []
+
+    def on_audio(_pcm):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("no loudspeaker")
+
+    stream = SpeechStream(llm, small_dac, schedule=(11, 4), overlap=overlap)
+
+    def run():
+        completed(stream, [*script, *END], on_audio)
+        stream.flush()
+
+    with pytest.raises(RuntimeError, match="no loudspeaker"):
+        run()
+    assert len(calls) == 2
+    assert stream.finished
+    assert stream.report.frames < 277
+    assert not workers()
+    stream.close()  # raises nothing more
+    with pytest.raises(StreamError, match="is closed"):
+        stream.flush()
+
+
+def raise_interrupt(_pcm):
+    raise KeyboardInterrupt
+
+
+def test_close_raises_what_a_logits_processor_kept(llm, small_dac, script):
+    stream = SpeechStream(llm, small_dac)
+    both = llama_cpp.LogitsProcessorList([*dictation([*script, *END]), *stream.as_logits_processor(raise_interrupt)])
+    completion = llm.create_completion(prompt_tokens(llm), max_tokens=None, logits_processor=both)
+    assert completion["choices"][0]["finish_reason"] == "stop"
+    assert completion["usage"]["completion_tokens"] < 60
+    with pytest.raises(KeyboardInterrupt):
+        stream.close()
+    stream.close()
+
+
+def test_leaving_the_block_raises_what_a_logits_processor_kept(llm, small_dac, script):
+    def run():
+        with SpeechStream(llm, small_dac) as stream:
+            processors = [*dictation([*script, *END]), *stream.as_logits_processor(raise_interrupt)]
+            list(zip(range(100), llm.generate(prompt_tokens(llm), logits_processor=processors), strict=False))
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+
+
+def test_close_within_on_audio_ends_the_generation(completed, llm, small_dac, script):
+    stream = SpeechStream(llm, small_dac, schedule=(11, 4))
+    completion = completed(stream, [*script, *END], lambda _pcm: stream.close())
+    assert completion["usage"]["completion_tokens"] < 60
+    stream.close()
+
+
+def test_stopping_criteria_of_llama_generate(llm, small_dac, script, expected):
+    out = []
+    with SpeechStream(llm, small_dac) as stream:
+        options = writes([*script, *END]) | {"stopping_criteria": stream.as_stopping_criteria(out.append)}
+        for _ in llm.generate(prompt_tokens(llm), **options):
+            pass
+        assert_same(small_dac, np.concatenate([*out, stream.flush()]), expected)
+
+
+def test_generator_closed_in_the_middle(llm, small_dac, script, expected):
+    with SpeechStream(llm, small_dac, overlap=True) as stream:
+        generator = generation(llm, [*script, *END])
+        for token in generator:
+            list(stream.push(token))
+            if stream.report.frames == 100:
+                break
+        generator.close()
+    chunks, _ = speak(llm, small_dac, generation(llm, [*script, *END]))  # the model is as good as before
+    assert_same(small_dac, joined(chunks), expected)
+
+
+def test_chat_completion(llm, small_dac, script, expected):
+    out = []
+    with SpeechStream(llm, small_dac) as stream:
+        processors = llama_cpp.LogitsProcessorList(
+            [*dictation([*script, *END]), *stream.as_logits_processor(on_audio=out.append)]
+        )
+        llm.create_chat_completion([{"role": "user", "content": "hello"}], logits_processor=processors, max_tokens=None)
+        assert_same(small_dac, np.concatenate([*out, stream.flush()]), expected)
+
+
+def test_callback_of_an_earlier_generation(llm, small_dac, script):
+    with SpeechStream(llm, small_dac) as stream:
+        criteria = stream.as_stopping_criteria(lambda _pcm: None)
+        for _ in zip(range(5), llm.generate(prompt_tokens(llm), stopping_criteria=criteria), strict=False):
+            pass
+        with pytest.raises(StreamError, match="make a stream for each"):
+            next(llm.generate([0, 1], stopping_criteria=criteria))
+
+
+def test_callbacks_refused(llm, small_dac, monkeypatch):
+    with SpeechStream(llm, small_dac) as stream:
+        with pytest.raises(ValueError, match="max_tokens is 0, expected at least 1"):
+            stream.as_stopping_criteria(lambda _pcm: None, max_tokens=0)
+        monkeypatch.setattr(llm, "draft_model", lambda _ids: None)
+        for method in (stream.as_stopping_criteria, stream.as_logits_processor):
+            with pytest.raises(VocoderError, match="use push in a loop"):
+                method(lambda _pcm: None)
+
+
+# Text of completions
+
+
+def pushed_text(stream, pieces: Iterable[str]) -> np.ndarray:
+    out = [pcm for piece in pieces for pcm in stream.push_text(piece)]
+    return np.concatenate([*out, stream.flush()])
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_text_of_a_completion(llm, small_dac, script, expected, overlap):
+    with SpeechStream(llm, small_dac, overlap=overlap) as stream, special_tokens_shown(llm):
+        chunks = llm.create_completion(
+            prompt_tokens(llm), max_tokens=None, stream=True, logits_processor=dictation([*script, *END])
+        )
+        samples = pushed_text(stream, (chunk["choices"][0]["text"] for chunk in chunks))
+        assert_same(small_dac, samples, expected)
+        assert stream.report.frames == 277
+
+
+def test_text_cut_by_max_tokens_is_complete(llm, small_dac, script):
+    n = frame_end(script)
+    with SpeechStream(llm, small_dac) as stream, special_tokens_shown(llm):
+        chunks = llm.create_completion(
+            prompt_tokens(llm), max_tokens=n, stream=True, logits_processor=dictation(script)
+        )
+        samples = pushed_text(stream, (chunk["choices"][0]["text"] for chunk in chunks))
+        assert_same(small_dac, samples, small_dac.decode(deinterleave(script[:n], stream.vocabulary)[0]))
+
+
+def test_audio_tokens_that_completions_show_by_themselves(small_dac, script, expected, tmp_path):
+    write_tiny_llm(tmp_path / "llm.gguf", outetts_1_tokens(), kind=gguf.TokenType.USER_DEFINED)
+    llm = llama_cpp.Llama(str(tmp_path / "llm.gguf"), n_ctx=1024, n_threads=2, verbose=False)
+    with SpeechStream(llm, small_dac) as stream:
+        chunks = llm.create_completion(
+            prompt_tokens(llm), max_tokens=None, stream=True, logits_processor=dictation([*script, *END])
+        )
+        samples = pushed_text(stream, (chunk["choices"][0]["text"] for chunk in chunks))
+    llm.close()
+    assert_same(small_dac, samples, expected)
+
+
+def test_text_without_audio_tokens_is_refused(llm, small_dac):
+    plain = llm.tokenizer_
+    with SpeechStream(llm, small_dac) as stream:
+        with pytest.raises(TokenError, match="special_tokens_shown"):
+            stream.push_text("hello")
+        with special_tokens_shown(llm):
+            assert llm.detokenize([ID["<|c1_5|>"]]) == b"<|c1_5|>"
+            assert list(stream.push_text("hello")) == []
+    assert llm.tokenizer_ is plain
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 11, 64, 100_000])
+def test_text_cut_anywhere(llm, small_dac, script, expected, size):
+    text = "".join(list(ID)[token] for token in [*script, *END])
+    with SpeechStream(llm, small_dac, schedule=(1000,)) as stream, special_tokens_shown(llm):
+        samples = pushed_text(stream, (text[i : i + size] for i in range(0, len(text), size)))
+        assert_same(small_dac, samples, expected)
+        assert stream.finished
+
+
+@pytest.mark.parametrize(
+    "noise", ["<", "<<|", "< |c1_9|>", "<|c1_9", "<|c1_9|", "<|" + "x" * 100, "<|nonsense|>", "a > b"]
+)
+def test_noise_between_tokens_of_text(llm, small_dac, noise):
+    with SpeechStream(llm, small_dac) as stream, special_tokens_shown(llm):
+        samples = pushed_text(stream, ["<|c1_5|>", *noise, "<|c2_6|><|c1_", "7|><|c2_8|>", noise])
+        assert_same(small_dac, samples, small_dac.decode(np.array([[5, 7], [6, 8]])))
 
 
 # One libggml

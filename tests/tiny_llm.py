@@ -33,11 +33,18 @@ def outetts_0_tokens() -> list[str]:
 
 
 def write_tiny_llm(
-    path: Path, special: list[str], *, width: int = 32, layers: int = 1, context: int = 8192, seed: int = 0
+    path: Path,
+    special: list[str],
+    *,
+    kind: gguf.TokenType = gguf.TokenType.CONTROL,
+    width: int = 32,
+    layers: int = 1,
+    context: int = 8192,
+    seed: int = 0,
 ) -> list[str]:
     """Write the model; returns its tokens' texts by id."""
     tokens = [*byte_tokens(), *special]
-    kinds = [gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * len(special)
+    kinds = [gguf.TokenType.NORMAL] * 256 + [kind] * len(special)
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(context)

@@ -6,6 +6,7 @@
 """
 
 from .codec import Codec
+from .completion_text import special_tokens_shown
 from .errors import (
     AudioError,
     CodesError,
@@ -39,4 +40,5 @@ __all__ = [
     "TokenReport",
     "VocoderError",
     "deinterleave",
+    "special_tokens_shown",
 ]

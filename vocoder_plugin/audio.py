@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soxr
@@ -72,6 +72,11 @@ def audio_format(path: str | os.PathLike[str]) -> str:
     return FORMATS[suffix]
 
 
+def pcm16(samples: np.ndarray) -> np.ndarray:
+    """Float samples [n] -> little-endian int16 [n], full scale at ±1; what is beyond is clipped."""
+    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype("<i2")
+
+
 def write_audio(
     target: str | os.PathLike[str] | BinaryIO, samples: np.ndarray, sample_rate: int, *, format: str
 ) -> None:
@@ -80,5 +85,11 @@ def write_audio(
 
     file = target if hasattr(target, "write") else str(target)
     with soundfile.SoundFile(file, "w", sample_rate, channels=1, format=format) as sound:
-        for start in range(0, len(samples), BLOCK):
-            sound.write(np.clip(samples[start : start + BLOCK], -1.0, 1.0))
+        write_blocks(sound, samples)
+
+
+def write_blocks(sound: Any, samples: np.ndarray) -> None:
+    """Append float32 mono samples to an open ``SoundFile``, block by block."""
+    for start in range(0, len(samples), BLOCK):
+        block = samples[start : start + BLOCK]
+        sound.write(pcm16(block) if sound.subtype == "PCM_16" else np.clip(block, -1.0, 1.0))

@@ -8,7 +8,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ from .errors import VocoderError
 
 FILE_ERRORS = (VocoderError, OSError)
 F = TypeVar("F", bound=Callable[..., Any])
+Write = Callable[[np.ndarray], Any]
+STREAMING_FRAMES = 48  # of a chunk that `decode --streaming` writes
 
 
 class OneLineErrors(click.Group):
@@ -28,6 +30,8 @@ class OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # whoever read our output has enough: click ends quietly, with status 1
         except FILE_ERRORS as error:
             raise click.ClickException(" ".join(str(error).split())) from None
         except KeyboardInterrupt:
@@ -42,6 +46,7 @@ def main() -> None:
     \b
     Make a codec file once:     vocoder-plugin convert dac weights.pth dac.gguf
     Let a model speak:          vocoder-plugin generate --model llm.gguf --codec dac.gguf --prompt-file p.txt -o out.wav
+    Hear it while it speaks:    vocoder-plugin generate --model llm.gguf --codec dac.gguf --prompt-file p.txt --play
     Codes to sound and back:    vocoder-plugin decode codes.npz out.wav --codec dac.gguf
     What is installed here:     vocoder-plugin doctor
     """
@@ -106,6 +111,81 @@ def check_output(target: str, *, force: bool) -> None:
 
 def say(message: str) -> None:
     click.echo(message, err=True)
+
+
+# -- sound while it is being made
+
+
+@contextmanager
+def audio_output(
+    out: str | None, codec: Any, *, streaming: bool, raw: bool = False, play: bool = False, force: bool = False
+) -> Iterator[Write]:
+    """A function that takes samples: to a file, a pipe, the loudspeaker.
+
+    A streaming file grows with every call and stays when the block is left early; any other appears
+    when the block ends well.
+    """
+    from .audio import audio_format, write_audio
+    from .output import GrowingFile, Player, RawPipe
+
+    writes: list[Write] = []
+    with ExitStack() as stack:
+        if play:
+            writes.append(stack.enter_context(Player(codec.sample_rate)).write)
+        if raw:
+            writes.append(RawPipe(sys.stdout.buffer).write)
+        elif streaming and out is not None:
+            file = stack.enter_context(GrowingFile(out, codec.sample_rate, format=audio_format(out)))
+            stack.enter_context(kept_when_interrupted(file, out, codec.sample_rate))
+            writes.append(file.write)
+        parts: list[np.ndarray] = []
+        if out is not None and not (raw or streaming):
+            writes.append(parts.append)
+
+        def write(samples: np.ndarray) -> None:
+            if samples.size:
+                for each in writes:
+                    each(samples)
+
+        yield write
+        if parts:
+            with output_file(str(out), force=force) as target:
+                write_audio(target, np.concatenate(parts), codec.sample_rate, format=audio_format(str(out)))
+
+
+@contextmanager
+def kept_when_interrupted(file: Any, out: str, sample_rate: int) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if file.n_samples:
+            say(f"interrupted: {out} keeps the first {file.n_samples / sample_rate:.2f} s")
+        raise
+
+
+def check_streaming(out: str | None, *, streaming: bool, raw: bool, option: str) -> None:
+    """Refuse what cannot be streamed."""
+    if raw and out != "-":
+        raise click.UsageError("--raw writes to standard output only: give - as the output")
+    if streaming and not raw and out == "-":
+        raise click.UsageError(f"the header of a wav needs its length: use --raw, or leave out {option}")
+
+
+class Progress:
+    """One line on standard error that tells how far the work is; nothing where that is no terminal."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+
+    def show(self, line: str) -> None:
+        if self._terminal:
+            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.show("")
 
 
 # -- convert, info
@@ -204,26 +284,54 @@ def encode(audio: str, out: str, codec_file: str, device: str | None, threads: i
 @click.argument("codes", type=click.Path())
 @click.argument("out", type=click.Path())
 @codec_options
+@click.option("--streaming", is_flag=True, help="Let OUT grow chunk by chunk, in little memory; Ctrl-C keeps it.")
+@click.option("--raw", is_flag=True, help="With OUT -: 16-bit little-endian mono samples, chunk by chunk, no header.")
 @force_option
-def decode(codes: str, out: str, codec_file: str, device: str | None, threads: int | None, force: bool) -> None:
+def decode(
+    codes: str, out: str, codec_file: str, device: str | None, threads: int | None, streaming: bool, raw: bool,
+    force: bool,
+) -> None:  # fmt: skip
     """Decode the codes in CODES (.npz, as `encode` writes it) to OUT.
 
-    OUT is a .wav, .flac or .ogg file, or - for wav on standard output.
-    """
-    from .audio import audio_format, write_audio
+    OUT is a .wav, .flac or .ogg file, or - for wav on standard output. It appears when it is
+    complete, or with --streaming grows from the start; the samples are the same.
 
-    kind = audio_format(out)
+    \b
+    Play without a file:  vocoder-plugin decode codes.npz - --codec dac.gguf --raw | aplay -f S16_LE -r 24000
+    """
+    from .audio import audio_format
+
+    check_streaming(out, streaming=streaming, raw=raw, option="--streaming")
+    audio_format(out)
     check_output(out, force=force)
     with load_codec(codec_file, device, threads) as codec:
-        array = read_codes(codes)
-        start = time.perf_counter()
-        samples = codec.decode(array)
-        seconds = time.perf_counter() - start
-        with output_file(out, force=force) as file:
-            write_audio(file, samples, codec.sample_rate, format=kind)
-        length = samples.size / codec.sample_rate
+        array = codec.check_codes(read_codes(codes))
+        seconds = length = 0.0
+        with (
+            audio_output(out, codec, streaming=streaming, raw=raw, force=force) as write,
+            Progress() as progress,
+        ):
+            for samples, spent in decoded_chunks(codec, array, chunked=streaming or raw):
+                write(samples)
+                seconds += spent
+                length += samples.size / codec.sample_rate
+                progress.show(f"{length:.1f} of {array.shape[1] / codec.frame_rate:.1f} s of audio")
         rtf = f"RTF {seconds / length:.2f} on {codec.device.name}, {codec.lowering}"
         say(f"{length:.2f} s of audio in {seconds:.2f} s ({rtf})")
+
+
+def decoded_chunks(codec: Any, codes: np.ndarray, *, chunked: bool) -> Iterator[tuple[np.ndarray, float]]:
+    """Samples of codes [n_codebooks, n], in chunks or at once, with the seconds that each took."""
+    if not chunked or codes.shape[1] == 0:
+        start = time.perf_counter()
+        yield codec.decode(codes), time.perf_counter() - start
+        return
+    with codec.decoder_stream() as stream:
+        for first in range(0, codes.shape[1], STREAMING_FRAMES):
+            chunk = codes[:, first : first + STREAMING_FRAMES]
+            start = time.perf_counter()
+            samples = stream.push(chunk) if first + STREAMING_FRAMES < codes.shape[1] else stream.finish(chunk)
+            yield samples, time.perf_counter() - start
 
 
 def read_codes(path: str) -> np.ndarray:
@@ -254,9 +362,12 @@ def read_codes(path: str) -> np.ndarray:
     "--prompt-file", required=True, type=click.Path(), help="The prompt as the model expects it; - for standard input."
 )
 @click.option(
-    "-o", "--out", required=True, type=click.Path(),
-    help="Sound file to write: .wav, .flac, .ogg, or - for wav on standard output.",
+    "-o", "--out", type=click.Path(),
+    help="Sound file to write: .wav, .flac, .ogg, or - for wav on standard output. Not needed with --play.",
 )  # fmt: skip
+@click.option("--stream", is_flag=True, help="Let the file grow while the model speaks; Ctrl-C keeps what was said.")
+@click.option("--raw", is_flag=True, help="With -o -: 16-bit little-endian mono samples as they come, no header.")
+@click.option("--play", is_flag=True, help="Play while the model speaks; needs sounddevice.")
 @click.option("--max-tokens", type=click.IntRange(1), default=8192, show_default=True, help="Most tokens to write.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.4, show_default=True)
 @click.option("--seed", type=int, help="Seed of the sampler, for the same speech again.")
@@ -264,35 +375,53 @@ def read_codes(path: str) -> np.ndarray:
 @click.option("--n-gpu-layers", type=int, default=0, show_default=True, help="LLM layers on the GPU; -1 for all.")
 @force_option
 def generate(
-    model: str, codec_file: str, device: str | None, threads: int | None, prompt_file: str, out: str,
-    max_tokens: int, temperature: float, seed: int | None, n_ctx: int, n_gpu_layers: int, force: bool,
+    model: str, codec_file: str, device: str | None, threads: int | None, prompt_file: str, out: str | None,
+    stream: bool, raw: bool, play: bool, max_tokens: int, temperature: float, seed: int | None, n_ctx: int,
+    n_gpu_layers: int, force: bool,
 ) -> None:  # fmt: skip
-    """Let a speech LLM continue a raw prompt, and write what it says as a sound file."""
-    from .audio import audio_format, write_audio
+    """Let a speech LLM continue a raw prompt, and write or play what it says.
+
+    The file appears when it is complete, or with --stream grows while the model speaks: it can be
+    played at any time, and Ctrl-C leaves what has been said so far. The samples are the same.
+
+    \b
+    Hear it at once:   vocoder-plugin generate … --play
+    Through a pipe:    vocoder-plugin generate … -o - --raw | aplay -f S16_LE -r 24000
+    """
+    from .audio import audio_format
     from .llm import SpeechStream, generate_tokens
 
-    kind = audio_format(out)
-    check_output(out, force=force)
+    check_streaming(out, streaming=stream, raw=raw, option="--stream")
+    if out is None and not play:
+        raise click.UsageError("nowhere to put the sound: give -o FILE, or --play")
+    if out is not None:
+        audio_format(out)
+        check_output(out, force=force)
     prompt = read_text(prompt_file)
     llm = load_llm(model, n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, n_threads=threads, seed=seed)
-    with load_codec(codec_file, device, threads, llm) as codec, SpeechStream(llm, codec) as stream:
+    with load_codec(codec_file, device, threads, llm) as codec, SpeechStream(llm, codec) as speech:
         start = time.perf_counter()
-        parts: list[np.ndarray] = []
-        count = 0
-        for count, token in enumerate(  # noqa: B007
-            generate_tokens(llm, prompt, end=stream.vocabulary.end, max_tokens=max_tokens, temp=temperature), 1
+        tokens = generate_tokens(llm, prompt, end=speech.vocabulary.end, max_tokens=max_tokens, temp=temperature)
+        count, length = 0, 0.0
+        with (
+            audio_output(out, codec, streaming=stream, raw=raw, play=play, force=force) as write,
+            Progress() as progress,
         ):
-            parts.extend(stream.push(token))
-        parts.append(stream.flush())
-        samples = np.concatenate(parts)
-        if samples.size == 0:
-            raise VocoderError(f"the model wrote {count} tokens, but no audio; is the prompt in the model's format?")
-        with output_file(out, force=force) as file:
-            write_audio(file, samples, codec.sample_rate, format=kind)
-        seconds, length = time.perf_counter() - start, samples.size / codec.sample_rate
+            for count, token in enumerate(tokens, 1):
+                for samples in speech.push(token):
+                    write(samples)
+                    length += samples.size / codec.sample_rate
+                    progress.show(f"{length:.1f} s of audio, {count / (time.perf_counter() - start):.0f} tokens/s")
+            rest = speech.flush()
+            write(rest)
+            length += rest.size / codec.sample_rate
+            if length == 0:
+                reason = "is the prompt in the model's format?"
+                raise VocoderError(f"the model wrote {count} tokens, but no audio; {reason}")
+            seconds = time.perf_counter() - start
         speed = f"{count / seconds:.0f} tokens/s, RTF {seconds / length:.2f}"
         say(f"{length:.2f} s of audio from {count} tokens in {seconds:.2f} s ({speed})")
-        report = stream.report
+        report = speech.report
         if report.damaged_frames or report.stray_tokens:
             say(f"warning: {report.damaged_frames} damaged frames and {report.stray_tokens} stray tokens left out")
 
