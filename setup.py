@@ -32,15 +32,11 @@ if X86:
     VARIANTS["avx512vnni"] = [*VARIANTS["avx512"], "-mavx512vnni"]
 
 COMMON = [
-    "-O3",
-    "-std=gnu11",
-    "-Wall",
-    "-Wextra",
-    "-Wno-psabi",
-    "-fvisibility=hidden",
-    "-fno-math-errno",
-    "-ffp-contract=off",
-]
+    "-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-fno-math-errno",
+    "-ffp-contract=off",  # see multiply_add in kernels.h
+]  # fmt: skip
+SOURCES = ("conv1d.c", "winograd.c", "tile.c", "int16.c", "pack.c", "cpu.c")
+HEADERS = ("kernels.h", "snake.h", "tile.h", "conv1d.h")
 
 
 class BuildKernels(build_ext):
@@ -62,10 +58,8 @@ setup(
     ext_modules=[
         Extension(
             f"vocoder_plugin.kernels.{name}",
-            sources=[
-                f"{FOLDER}/{source}" for source in ("conv1d.c", "winograd.c", "tile.c", "int16.c", "pack.c", "cpu.c")
-            ],
-            depends=[f"{FOLDER}/{header}" for header in ("kernels.h", "snake.h", "tile.h", "conv1d.h")],
+            sources=[f"{FOLDER}/{source}" for source in SOURCES],
+            depends=[f"{FOLDER}/{header}" for header in HEADERS],
             extra_compile_args=[*COMMON, *flags],
             libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,

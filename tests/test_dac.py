@@ -62,8 +62,8 @@ def test_reference_against_float64(fixtures, source, theirs, ours, native):
     audio = exact.decode(expected["codes"])
     assert snr(expected["audio"], audio) >= theirs
     np.testing.assert_array_equal(exact.encode(expected["wav"].astype(np.float64)), expected["encoded"])
-    for kernels, floor in (("off", ours), (None, native)):
-        with Codec.load(file, n_threads=2, kernels=kernels) as codec:
+    for lowering, floor in (("off", ours), (None, native)):
+        with Codec.load(file, n_threads=2, kernels=lowering) as codec:
             assert snr(codec.decode(expected["codes"]), audio) >= floor
 
 

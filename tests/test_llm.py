@@ -449,7 +449,7 @@ def test_errors_of_the_worker_reach_flush(llm, small_dac, script, monkeypatch):
         tokens = iter(script)
         while stream.report.frames < 21:
             list(stream.push(next(tokens)))
-        stream._stream._state.close()  # under the worker's feet
+        stream._stream._state.memory.close()  # under the worker's feet
         gate.set()
         with pytest.raises(Exception, match=r"closed|freed|NULL"):
             stream.flush()

@@ -140,6 +140,75 @@ def test_samples_come_as_soon_as_they_can(codec):
             assert out == max(0, 320 * n - 3141)
 
 
+@pytest.mark.parametrize("lookahead", range(11))
+def test_shorter_lookahead(small_dac, lookahead):
+    """Samples come sooner, as many in all, and the nearer to exact the longer the lookahead."""
+    whole = small_dac.decode(CODES)
+    with small_dac.decoder_stream(lookahead_frames=lookahead) as stream:
+        assert stream.exact == (lookahead == 10)
+        parts, out = [], 0
+        for n in range(1, FRAMES + 1):
+            parts.append(stream.push(CODES[:, n - 1 : n]))
+            out += parts[-1].size
+            if not stream.exact:
+                assert out == max(0, min((n - lookahead) * 320, 320 * n - 8))
+        got = np.concatenate([*parts, stream.flush()])
+    assert got.shape == whole.shape
+    snr = 10 * np.log10(np.sum(whole**2) / max(1e-30, np.sum((got - whole) ** 2)))
+    floors = {0: 1, 1: 2, 2: 4, 3: 7, 4: 11, 5: 16, 6: 22, 7: 30, 8: 45, 9: 75, 10: 290}  # measured, rounded down
+    assert snr >= floors[lookahead]
+
+
+def test_shorter_lookahead_within_larger_pushes(small_dac):
+    """Only the last frames of a push are estimates; what came before is exact."""
+    whole = small_dac.decode(CODES)
+    with small_dac.decoder_stream(lookahead_frames=3) as stream:
+        first = stream.push(CODES[:, :60])
+        np.testing.assert_array_equal(first[: 60 * 320 - 3141], whole[: 60 * 320 - 3141])
+        rest = [stream.push(CODES[:, 60:61]), stream.push(CODES[:, 61:]), stream.flush()]
+    assert first.size + sum(part.size for part in rest) == whole.size
+    np.testing.assert_array_equal(rest[-1][-320:], whole[-320:])
+    with pytest.raises(ValueError, match="lookahead_frames is 11, expected 0 to 10"):
+        small_dac.decoder_stream(lookahead_frames=11)
+
+
+@pytest.mark.parametrize("n_streams", [1, 3, 8])
+def test_many_streams_in_one_step(sized, n_streams):
+    """Streams that are not equally far, with pushes of different sizes, each as if alone."""
+    codes = [np.roll(sized.codes, 7 * i, axis=1) for i in range(n_streams)]
+    expected = [sized.decode(c) for c in codes]
+    streams = [sized.decoder_stream() for _ in codes]
+    parts: list[list[np.ndarray]] = [[] for _ in codes]
+    places = [0] * n_streams
+    for step in range(0, 70, 5):
+        chunks = []
+        for i, c in enumerate(codes):
+            size = 5 if (step + i) % 4 else 3 * (i % 3)
+            chunks.append(c[:, places[i] : places[i] + size])
+            places[i] += chunks[-1].shape[1]
+        for part, samples in zip(parts, sized.push_many(streams, chunks), strict=True):
+            part.append(samples)
+    for i, stream in enumerate(streams):
+        got = np.concatenate([*parts[i], stream.finish(codes[i][:, places[i] :])])
+        assert_same(got, expected[i], sized.allowed)
+        stream.close()
+
+
+def test_many_streams_refused(small_dac, small_dac_file):
+    a, b = small_dac.decoder_stream(), small_dac.decoder_stream()
+    with pytest.raises(ValueError, match="2 streams for 1 arrays of codes"):
+        small_dac.push_many([a, b], [CODES])
+    with pytest.raises(ValueError, match="all different"):
+        small_dac.push_many([a, a], [CODES, CODES])
+    with pytest.raises(ValueError, match="shortened lookahead"):
+        small_dac.push_many([a, small_dac.decoder_stream(lookahead_frames=2)], [CODES, CODES])
+    with Codec.load(small_dac_file) as other, pytest.raises(ValueError, match="belongs to another codec"):
+        other.push_many([a], [CODES])
+    with pytest.raises(CodesError):
+        small_dac.push_many([a, b], [CODES, CODES + 1024])
+    np.testing.assert_array_equal(a.finish(CODES), small_dac.decode(CODES))  # nothing of the refused push stayed
+
+
 def test_ten_frames_ahead_is_the_whole_reach(codec):
     """A change in a frame does not touch samples more than 10 frames before it."""
     changed = CODES.copy()

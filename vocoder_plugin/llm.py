@@ -57,6 +57,8 @@ class SpeechStream:
     overlap : bool, optional
         Decode on a thread of its own, all chunks but the first; samples then come back from a later
         ``push``, or from ``flush``. By default where the codec's device is not a CPU.
+    lookahead_frames : int, optional
+        Less delay than exact samples need, as ``Codec.decoder_stream`` takes it.
 
     Attributes
     ----------
@@ -69,7 +71,13 @@ class SpeechStream:
     """
 
     def __init__(
-        self, llm: Any, codec: Codec, *, schedule: Sequence[int] = SCHEDULE, overlap: bool | None = None
+        self,
+        llm: Any,
+        codec: Codec,
+        *,
+        schedule: Sequence[int] = SCHEDULE,
+        overlap: bool | None = None,
+        lookahead_frames: int | None = None,
     ) -> None:
         if not schedule or min(schedule) < 1:
             raise ValueError(f"schedule is {schedule!r}, expected frame counts of at least 1")
@@ -81,7 +89,7 @@ class SpeechStream:
         self._chunks = 0
         self._deinterleaver = Deinterleaver(self.vocabulary)
         self._frames: list[list[int]] = []
-        self._stream = codec.decoder_stream()
+        self._stream = codec.decoder_stream(lookahead_frames=lookahead_frames)
         self._worker: Worker | None = None
         self._scanner: TextScanner | None = None
         self._error: BaseException | None = None  # of a callback that could not raise it
