@@ -40,29 +40,27 @@ static void transform(float *v, size_t plane, const float *x, size_t step, int c
     }
 }
 
-struct output {
+struct output { /* where the sums of a panel go, in one batch entry */
     const float *bias; /* VP_PANEL values */
     struct window skip;
-    int64_t skip_first;
-    int has_skip, channel, width;
+    int64_t skip_first, rows;
+    int channel, width;
     char *y;
     size_t y_step;
 };
 
 static void store(const struct output *o, int64_t t, vfloat *sum) {
-    if (o->has_skip) {
-        const float *s = window_row(&o->skip, o->skip_first + t);
-        if (s) {
-            vfloat skip[VP_VECS];
-            load_part(skip, s + o->channel, o->width);
-            for (int k = 0; k < VP_VECS; k++) sum[k] += skip[k];
-        }
+    const float *s = window_row(&o->skip, o->skip_first + t);
+    if (s) {
+        vfloat skip[VP_VECS];
+        load_part(skip, s + o->channel, o->width);
+        for (int k = 0; k < VP_VECS; k++) sum[k] += skip[k];
     }
     store_part((float *)(o->y + t * o->y_step) + o->channel, sum, o->width);
 }
 
 /* m: the eight sums of a pair, `plane` floats apart. */
-static void combine(const struct output *o, const float *m, size_t plane, int64_t t, int dilation, int64_t n_rows) {
+static void combine(const struct output *o, const float *m, size_t plane, int64_t t, int dilation) {
     vfloat y0[VP_VECS], y1[VP_VECS];
     for (int k = 0; k < VP_VECS; k++) {
         vfloat s[POINTS], bias = *(const vfloat *)(o->bias + k * VP_LANES);
@@ -71,8 +69,13 @@ static void combine(const struct output *o, const float *m, size_t plane, int64_
         y1[k] = ((s[1] - s[2]) + 2.0f * (s[3] - s[4])) + (0.5f * (s[5] - s[6]) + s[7]) + bias;
     }
     if (t >= 0) store(o, t, y0);
-    if (t + dilation < n_rows) store(o, t + dilation, y1);
+    if (t + dilation < o->rows) store(o, t + dilation, y1);
 }
+
+struct pair {
+    int64_t first; /* the row of y0, negative where only y1 exists */
+    int64_t batch;
+};
 
 /* A ggml custom operation: dst [out_channels, rows, batch]; userdata is a struct vp_conv1d. */
 VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
@@ -96,71 +99,81 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
 
     int64_t room = SCRATCH_FLOATS / (int64_t)(step * POINTS) / d; /* groups transformed at once */
     if (room < (2 * VP_ROWS + d - 1) / d) room = (2 * VP_ROWS + d - 1) / d;
-    if (room > most_groups) room = most_groups;
+    if (room > most_groups * n_batch) room = most_groups * n_batch;
     const int64_t most = room * d, x_rows = room * 2 * d + (TAPS - 1) * d;
-    float *x = scratch_get(step * x_rows + (step + VP_PANEL + 1) * POINTS * most + step * POINTS + VP_PANEL + most * 2);
+    const size_t pair_floats = sizeof(struct pair) / sizeof(float);
+    float *x = scratch_get(step * x_rows + (step + VP_PANEL + 1) * POINTS * most + step * POINTS + VP_PANEL + most * pair_floats);
     float *v = x + step * x_rows, *m = v + step * POINTS * most, *scales = m + VP_PANEL * POINTS * most;
     float *values = scales + POINTS * most, *zero = values + step * POINTS;
-    int64_t *first = (int64_t *)(zero + VP_PANEL); /* of each pair: the row of y0, negative where only y1 exists */
+    struct pair *pairs = (struct pair *)(zero + VP_PANEL);
     memset(zero, 0, VP_PANEL * sizeof(float));
 
-    for (int64_t b = 0; b < n_batch; b++) {
-        const int64_t start = (int64_t)position[b] * p->rate - p->delay;
-        const int64_t phase = (start % (2 * d) + 2 * d) % (2 * d), groups = (n_rows + phase + 2 * d - 1) / (2 * d);
-        const int64_t group0 = by_panel ? 0 : groups * ith / nth, group1 = by_panel ? groups : groups * (ith + 1) / nth;
-        const struct window in = make_window(history, chunk, p->zeros, b);
-        for (int64_t g = group0; g < group1; g += room) {
-            const int64_t n = group1 - g < room ? group1 - g : room, base = g * 2 * d - phase;
-            const int64_t kept = g > group0 ? (TAPS - 1) * d : 0; /* rows that the groups before have packed */
-            if (kept) memmove(x, x + step * room * 2 * d, kept * step * sizeof(float));
-            pack_rows(x + kept * step, step, &in, base + kept, n * 2 * d + (TAPS - 1) * d - kept, channels, alpha, inverse);
-
-            int64_t pairs = 0;
+    int64_t b = 0, next = -1, packed = 0; /* batch entry, its next group (-1: the first), groups in x before it */
+    while (b < n_batch) {
+        /* Transform as many groups as fit, of as many batch entries, so that weights are read once for all. */
+        int64_t count = 0;
+        for (int64_t used = 0; b < n_batch && used < room;) {
+            const int64_t start = (int64_t)position[b] * p->rate - p->delay;
+            const int64_t phase = (start % (2 * d) + 2 * d) % (2 * d), groups = (n_rows + phase + 2 * d - 1) / (2 * d);
+            const int64_t group0 = by_panel ? 0 : groups * ith / nth, group1 = by_panel ? groups : groups * (ith + 1) / nth;
+            const int64_t g = next < 0 ? group0 : next, n = group1 - g < room - used ? group1 - g : room - used;
+            const int64_t base = g * 2 * d - phase, kept = next < 0 ? 0 : (TAPS - 1) * d; /* rows packed before */
+            const struct window in = make_window(history, chunk, p->zeros, b);
+            if (kept) memmove(x, x + step * packed * 2 * d, kept * step * sizeof(float));
+            if (n > 0)
+                pack_rows(x + kept * step, step, &in, base + kept, n * 2 * d + (TAPS - 1) * d - kept, channels, alpha, inverse);
             for (int64_t i = 0; i < n * d; i++) {
                 const int64_t t = base + i / d * 2 * d + i % d;
-                if (t >= n_rows || t + d < 0) continue;
-                if (t < 0 && t + d >= n_rows) continue;
+                const int has_y0 = t >= 0 && t < n_rows, has_y1 = t + d >= 0 && t + d < n_rows;
+                if (!has_y0 && !has_y1) continue;
+                const float *inputs = x + (t - base) * step;
                 if (p->int16) {
-                    transform(values, step, x + (t - base) * step, step * d, channels);
+                    transform(values, step, inputs, step * d, channels);
                     for (int point = 0; point < POINTS; point++) {
-                        const int64_t row = point * most + pairs;
+                        const int64_t row = point * most + count;
                         scales[row] = quantise_row((int16_t *)v + row * step, values + point * step, channels);
                     }
                 } else {
-                    transform(v + pairs * step, step * most, x + (t - base) * step, step * d, channels);
+                    transform(v + count * step, step * most, inputs, step * d, channels);
                 }
-                first[pairs++] = t;
+                pairs[count++] = (struct pair){.first = t, .batch = b};
             }
-            for (int panel = panel0; panel < panel1; panel++) {
-                for (int point = 0; point < POINTS; point++) {
-                    const size_t block_of_point = (size_t)panel * POINTS + point;
-                    const char *w = weight + block_of_point * point_weights * bytes;
-                    for (int c0 = 0; c0 < channels; c0 += p->block) {
-                        const int block = channels - c0 < p->block ? channels - c0 : p->block;
-                        struct tile_args a = {
-                            .row_step = step, .weight = w, .taps = 1, .channels = block, .bias = c0 ? NULL : zero,
-                            .y_step = VP_PANEL, .width = VP_PANEL,
-                            .weight_scale = scale + block_of_point * VP_PANEL, .scale_step = 1,
-                        };
-                        for (int64_t r = 0; r < pairs; r += VP_ROWS) {
-                            a.x = (char *)v + ((point * most + r) * step + c0) * bytes;
-                            a.x_scale = scales + point * most + r;
-                            a.y = m + (point * most + r) * VP_PANEL;
-                            tile_rows(&a, pairs - r < VP_ROWS ? (int)(pairs - r) : VP_ROWS, p->int16);
-                        }
-                        w += (size_t)packed_channels(block, p->int16) * VP_PANEL * bytes;
+            used += n, packed = n, next = g + n;
+            if (next >= group1) b++, next = -1;
+        }
+        for (int panel = panel0; panel < panel1; panel++) {
+            for (int point = 0; point < POINTS; point++) {
+                const size_t part = (size_t)panel * POINTS + point;
+                const char *w = weight + part * point_weights * bytes;
+                for (int c0 = 0; c0 < channels; c0 += p->block) {
+                    const int block = channels - c0 < p->block ? channels - c0 : p->block;
+                    struct tile_args a = {
+                        .row_step = step, .weight = w, .taps = 1, .channels = block, .bias = c0 ? NULL : zero,
+                        .y_step = VP_PANEL, .width = VP_PANEL, .weight_scale = scale + part * VP_PANEL, .scale_step = 1,
+                    };
+                    for (int64_t r = 0; r < count; r += VP_ROWS) {
+                        a.x = (char *)v + ((point * most + r) * step + c0) * bytes;
+                        a.x_scale = scales + point * most + r;
+                        a.y = m + (point * most + r) * VP_PANEL;
+                        tile_rows(&a, count - r < VP_ROWS ? (int)(count - r) : VP_ROWS, p->int16);
                     }
+                    w += (size_t)packed_channels(block, p->int16) * VP_PANEL * bytes;
                 }
-                float panel_bias[VP_PANEL] = {0};
-                struct output o = {
-                    .bias = panel_bias, .skip_first = p->skip_first, .channel = panel * VP_PANEL,
-                    .has_skip = p->skip_chunk >= 0 || p->skip_history >= 0,
-                    .skip = make_window(tensor_src(dst, p->skip_history), tensor_src(dst, p->skip_chunk), p->skip_zeros, b),
-                    .width = outputs - panel * VP_PANEL < VP_PANEL ? outputs - panel * VP_PANEL : VP_PANEL,
-                    .y = tensor_data(dst) + b * tensor_nb(dst, 2), .y_step = tensor_nb(dst, 1),
-                };
-                if (bias) memcpy(panel_bias, bias + o.channel, o.width * sizeof(float));
-                for (int64_t i = 0; i < pairs; i++) combine(&o, m + i * VP_PANEL, VP_PANEL * most, first[i], d, n_rows);
+            }
+            float panel_bias[VP_PANEL] = {0};
+            struct output o = {
+                .bias = panel_bias, .skip_first = p->skip_first, .rows = n_rows, .channel = panel * VP_PANEL,
+                .width = outputs - panel * VP_PANEL < VP_PANEL ? outputs - panel * VP_PANEL : VP_PANEL,
+                .y_step = tensor_nb(dst, 1),
+            };
+            if (bias) memcpy(panel_bias, bias + o.channel, o.width * sizeof(float));
+            for (int64_t i = 0; i < count; i++) {
+                if (i == 0 || pairs[i].batch != pairs[i - 1].batch) {
+                    const int64_t entry = pairs[i].batch;
+                    o.y = tensor_data(dst) + entry * tensor_nb(dst, 2);
+                    o.skip = make_window(tensor_src(dst, p->skip_history), tensor_src(dst, p->skip_chunk), p->skip_zeros, entry);
+                }
+                combine(&o, m + i * VP_PANEL, VP_PANEL * most, pairs[i].first, d);
             }
         }
     }
