@@ -27,7 +27,7 @@ VARIANTS = {"baseline": shape(4, 8, 2) if ARM else shape(4, 4, 2)}
 if X86:
     VARIANTS["avx2"] = ["-mavx2", "-mfma", *shape(8, 6, 2)]
     VARIANTS["avx512"] = [
-        "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mprefer-vector-width=512", *shape(16, 12, 2),
+        "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mprefer-vector-width=512", *shape(16, 8, 3),
     ]  # fmt: skip
     VARIANTS["avx512vnni"] = [*VARIANTS["avx512"], "-mavx512vnni"]
 
@@ -35,7 +35,7 @@ COMMON = [
     "-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-fno-math-errno",
     "-ffp-contract=off",  # see multiply_add in kernels.h
 ]  # fmt: skip
-SOURCES = ("conv1d.c", "winograd.c", "tile.c", "int16.c", "pack.c", "cpu.c")
+SOURCES = ("conv1d.c", "winograd.c", "single.c", "tile.c", "int16.c", "pack.c", "cpu.c")
 HEADERS = ("kernels.h", "snake.h", "tile.h", "conv1d.h")
 
 

@@ -120,7 +120,7 @@ def test_frame_by_frame_and_at_once(codec, frames):
 def test_chunk_size_changes_nothing(small_dac_file, monkeypatch):
     """Offline decoding in one piece, and in pieces of other sizes."""
     results = []
-    for seconds in (0.2, 0.64, 10.0):
+    for seconds in (0.2, 0.32, 10.0):
         monkeypatch.setattr("vocoder_plugin.codec.CHUNK_SECONDS", seconds)
         with Codec.load(small_dac_file, n_threads=2) as codec:
             results.append((codec.decode(CODES), codec.encode(WAV, 24000)))

@@ -23,7 +23,7 @@ from .stream import DecoderStream, EncoderStream, Pass, push_many
 from .weights import check_shapes
 
 PRECISIONS = ("float32", "int16")
-CHUNK_SECONDS = 0.64  # of a chunk in long input: activations stay in cache, weights are read rarely enough
+CHUNK_SECONDS = 0.32  # of a chunk in long input: activations stay in cache, weights are read rarely enough
 
 
 class Codec:

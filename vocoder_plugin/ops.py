@@ -141,7 +141,7 @@ class NativeOps(GraphOps):
             stride=stride,
             block=packing.block,
             together=packing.together,
-            int16=packing.int16,
+            int16=packing.integers,
             zeros=window.zeros,
             skip_zeros=skip[0].zeros if skip else 0,
             skip_first=skip[1] if skip else 0,
@@ -151,7 +151,7 @@ class NativeOps(GraphOps):
         )
         arguments = _pointers(self.lib, list(sources.values()))
         self.g.keep += [params, arguments]
-        kernel = self.kernels.conv1d_winograd if packing.winograd else self.kernels.conv1d
+        kernel = packing.kernel
         return self.lib.ggml_custom_4d(
             self.c, self.lib.bindings["GGML_TYPE_F32"], outputs, rows, self.batch, 1,
             arguments, len(sources), kernel, -1, ctypes.addressof(params),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,16 @@ class Packing:
         return fits and min(spec.in_channels, spec.out_channels) >= WINOGRAD_CHANNELS
 
     @property
+    def single(self) -> bool:
+        """Whether it has one output and runs as dot products, in float32."""
+        return self.spec.out_channels == 1 and self.spec.stride == 1 and not self.spec.transposed
+
+    @property
+    def integers(self) -> bool:
+        """Whether products are of 16-bit integers."""
+        return self.int16 and not self.single
+
+    @property
     def outputs(self) -> int:
         """Rows of the matrix product: a transposed convolution gives ``stride`` samples at once."""
         return self.spec.out_channels * (self.spec.stride if self.spec.transposed else 1)
@@ -51,21 +62,31 @@ class Packing:
     @property
     def together(self) -> int:
         """Taps that one block of products sums."""
-        return 1 if self.winograd or self.int16 else self.spec.taps
+        return 1 if self.winograd or self.integers else self.spec.taps
 
     @property
     def block(self) -> int:
         """Input channels of one block of products."""
-        return self.kernels.block(together=self.together, channels=self.spec.in_channels, int16=self.int16)
+        return self.kernels.block(together=self.together, channels=self.spec.in_channels, int16=self.integers)
+
+    @property
+    def kernel(self) -> Any:
+        """The C function that runs it."""
+        if self.single:
+            return self.kernels.conv1d_single
+        return self.kernels.conv1d_winograd if self.winograd else self.kernels.conv1d
 
     def shapes(self) -> Shapes:
         """Tensors to allocate: ggml type and ne by name."""
-        count = self.kernels.packed_weights(
-            outputs=self.outputs, channels=self.spec.in_channels, taps=self.taps, int16=self.int16
-        )
         name = self.spec.name
-        shapes: Shapes = {name + ".weight": ("I16" if self.int16 else "F32", (count,))}
-        if self.int16:
+        if self.single:
+            padded = -(-self.spec.in_channels // self.kernels.lanes) * self.kernels.lanes
+            return {name + ".weight": ("F32", (padded, self.taps)), name + ".bias": ("F32", (1,))}
+        count = self.kernels.packed_weights(
+            outputs=self.outputs, channels=self.spec.in_channels, taps=self.taps, int16=self.integers
+        )
+        shapes: Shapes = {name + ".weight": ("I16" if self.integers else "F32", (count,))}
+        if self.integers:
             scales = self.kernels.packed_scales(outputs=self.outputs, taps=self.taps)
             shapes[name + ".scale"] = ("F32", (scales,))
         shapes[name + ".bias"] = ("F32", (self.outputs,))
@@ -74,9 +95,14 @@ class Packing:
     def store(self, buffer: TensorBuffer, weight: np.ndarray, bias: np.ndarray) -> None:
         """Pack float32 weights, torch's [out, in, kernel] or [in, out, kernel] for a transposed convolution."""
         name = self.spec.name
+        if self.single:
+            padding = -self.spec.in_channels % self.kernels.lanes
+            buffer.upload(name + ".weight", np.pad(weight[0].T, ((0, 0), (0, padding))))
+            buffer.upload(name + ".bias", bias)
+            return
         view = points_of(weight) if self.winograd else phases_first(weight, self.spec)
         target = buffer.tensors[name + ".weight"].contents.data
-        if self.int16:
+        if self.integers:
             scale = buffer.tensors[name + ".scale"].contents.data
             self.kernels.pack_int16(target, scale, view, block=self.block)
         else:

@@ -64,8 +64,9 @@ class Kernels:
         tensor = lib.bindings["ggml_tensor"]
         offsets = [getattr(tensor, field).offset for field in ("data", "ne", "nb", "src")]
         self._handle.vp_set_layout((ctypes.c_int64 * 4)(*offsets))
-        self.panel = int(self._handle.vp_panel())
+        self.panel, self.lanes = int(self._handle.vp_panel()), int(self._handle.vp_lanes())
         self.conv1d = ctypes.cast(self._handle.vp_conv1d, lib.bindings["ggml_custom_op_t"])
+        self.conv1d_single = ctypes.cast(self._handle.vp_conv1d_single, lib.bindings["ggml_custom_op_t"])
         self.conv1d_winograd = ctypes.cast(self._handle.vp_conv1d_winograd, lib.bindings["ggml_custom_op_t"])
 
     def block(self, *, together: int, channels: int, int16: bool) -> int:

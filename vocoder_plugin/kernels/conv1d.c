@@ -18,6 +18,7 @@
 struct vp_layout vp_layout;
 
 VP_API int32_t vp_panel(void) { return VP_PANEL; }
+VP_API int32_t vp_lanes(void) { return VP_LANES; }
 VP_API void vp_set_layout(const struct vp_layout *layout) { vp_layout = *layout; }
 
 /* |sin x| of n values, n a multiple of VP_LANES: for measuring the sine. */

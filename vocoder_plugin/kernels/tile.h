@@ -66,14 +66,18 @@ VP_INLINE void finish_row(const struct tile_args *a, int i, vfloat *sum) {
 }
 
 /* tile(a, rows) with a constant number of rows, 1 to VP_ROWS, so that sums stay in registers. */
-#if VP_ROWS > 8
+#if VP_ROWS == 12
 #define VP_MORE_ROWS(CASE) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-#elif VP_ROWS > 6
+#elif VP_ROWS == 9
+#define VP_MORE_ROWS(CASE) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9)
+#elif VP_ROWS == 8
 #define VP_MORE_ROWS(CASE) CASE(5) CASE(6) CASE(7) CASE(8)
-#elif VP_ROWS > 4
+#elif VP_ROWS == 6
 #define VP_MORE_ROWS(CASE) CASE(5) CASE(6)
-#else
+#elif VP_ROWS == 4
 #define VP_MORE_ROWS(CASE)
+#else
+#error "no cases for this many rows"
 #endif
 #define VP_CASE(n) \
     case n: \
@@ -96,6 +100,8 @@ VP_INLINE void tile_rows(const struct tile_args *a, int rows, int int16) {
 float quantise_row(int16_t *out, const float *x, int n);
 
 VP_INLINE size_t row_step(int channels) { return (channels + ROW_PAD - 1) / ROW_PAD * ROW_PAD + ROW_PAD; }
+
+VP_INLINE int whole_vectors(int channels) { return (channels + VP_LANES - 1) / VP_LANES * VP_LANES; }
 
 /* Channels that the packed weights of a block have: int16 come in pairs. */
 VP_INLINE int packed_channels(int channels, int int16) { return int16 ? (channels + 1) / 2 * 2 : channels; }

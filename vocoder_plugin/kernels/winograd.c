@@ -14,7 +14,7 @@
 
 #define POINTS 8
 #define TAPS 7
-#define SCRATCH_FLOATS (160 * 1024) /* target size of the transformed inputs */
+#define SCRATCH_FLOATS (128 * 1024) /* target size of the transformed inputs */
 
 
 
