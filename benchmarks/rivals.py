@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 SAMPLE_RATE, HOP, CODEBOOKS, CODEBOOK_SIZE = 24000, 320, 2, 1024
+PRODUCTS = 20  # matrix products in one measurement of the peak
 
 
 def test_codes(frames: int) -> np.ndarray:
@@ -37,7 +38,8 @@ def test_audio(frames: int) -> np.ndarray:
 def plugin(folder: Path, kind: str, threads: int) -> dict[str, Callable[[int], Any]]:
     from vocoder_plugin import Codec
 
-    codec = Codec.load(folder / f"dac_{kind}.gguf", n_threads=threads)
+    file, precision = ("f16", "int16") if kind == "int16" else (kind, "float32")
+    codec = Codec.load(folder / f"dac_{file}.gguf", n_threads=threads, precision=precision)
     return {
         "decode": lambda frames: codec.decode(test_codes(frames)),
         "encode": lambda frames: codec.encode(test_audio(frames), SAMPLE_RATE),
@@ -67,7 +69,13 @@ def torch_model(folder: Path, kind: str, threads: int) -> dict[str, Callable[[in
     def encode(frames: int) -> Any:
         return model.encode(torch.from_numpy(test_audio(frames)).to(dtype)[None, None])[1].numpy()
 
-    return {"decode": decode, "encode": encode}
+    def multiply(size: int) -> None:
+        """Matrix products, for the peak of the machine: 2 * size**3 operations each."""
+        a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+        for _ in range(PRODUCTS):
+            a @ b
+
+    return {"decode": decode, "encode": encode, "multiply": multiply}
 
 
 def onnx(folder: Path, _kind: str, threads: int) -> dict[str, Callable[[int], Any]]:
@@ -84,6 +92,7 @@ def onnx(folder: Path, _kind: str, threads: int) -> dict[str, Callable[[int], An
 RIVALS = {
     "plugin f32": (plugin, "f32"),
     "plugin f16": (plugin, "f16"),
+    "plugin int16": (plugin, "int16"),
     "torch f32": (torch_model, "f32"),
     "torch bf16": (torch_model, "bf16"),
     "onnxruntime f32": (onnx, "f32"),

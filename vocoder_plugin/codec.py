@@ -73,7 +73,9 @@ class Codec:
         int16 = precision == "int16"
         if int16 and not compiled:
             raise VocoderError("precision 'int16' needs the native kernels, which run on the CPU only")
-        self._lowering: Lowering = Native(lib, device, compiled, int16=int16) if compiled else Portable(lib, device)
+        self._lowering: Lowering = (
+            Native(lib, device, compiled, int16=int16, n_threads=n_threads) if compiled else Portable(lib, device)
+        )
         self.lowering = f"native/{compiled.name}" if compiled else "portable"
         self.precision = precision
         self._plans: dict[str, Plan] = {}
@@ -160,8 +162,17 @@ class Codec:
         codes = self.check_codes(codes)
         if codes.shape[1] == 0:
             raise CodesError("there are no codes to decode")
+        samples = np.empty(self.decoded_length(codes.shape[1]), np.float32)
+        done = 0
         with self.decoder_stream() as stream:
-            return stream.finish(codes)
+            for start in range(0, codes.shape[1], self._chunk_frames):
+                chunk = codes[:, start : start + self._chunk_frames]
+                last = start + self._chunk_frames >= codes.shape[1]
+                part = stream.finish(chunk) if last else stream.push(chunk)
+                samples[done : done + part.size] = part
+                done += part.size
+        assert done == samples.size, (done, samples.size)
+        return samples
 
     def encode(self, audio: np.ndarray, sample_rate: int) -> np.ndarray:
         """Samples to codes.

@@ -25,6 +25,7 @@ MOST_ENTRIES = 1 << 16  # keys, and tensors; the largest codecs have about a tho
 MOST_NAME = 1 << 10
 MOST_VALUES = 1 << 20  # bytes of a string, values of an array
 MOST_ALIGNMENT = 1 << 16
+MOST_TOUCHED = 16 << 20  # bytes of the file that stay mapped in while tensors are read
 
 SCALARS = {  # GGUF value type -> struct format
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d",
@@ -82,6 +83,7 @@ class GGUFFile:
         if self._map is None:
             raise ModelFileError(f"{self.path}: the file is empty")
         self._data = memoryview(self._map)
+        self._touched = 0  # bytes read since pages were last dropped
         cursor = _Cursor(self.path, self._data)
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
@@ -188,8 +190,16 @@ class GGUFFile:
     def read(self, name: str) -> np.ndarray:
         """The tensor as float32 in numpy's order; a view into the file where it is F32 already."""
         info = self.info(name)
+        self._drop_pages(info.nbytes)
         raw = np.frombuffer(self._data, np.uint8, info.nbytes, info.offset)
         return dequantize(raw, info.type).reshape(info.shape)
+
+    def _drop_pages(self, coming: int) -> None:
+        """Keep the file's pages from adding to this process' memory: the system's cache still has them."""
+        self._touched += coming
+        if self._map and self._touched > MOST_TOUCHED and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched = coming
 
 
 class _Cursor:

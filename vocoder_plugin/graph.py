@@ -32,6 +32,8 @@ class TensorBuffer:
         Name -> (ggml type name, ne in ggml's order).
     columns : collection of str
         Float32 matrices whose columns are wanted as tensors too, as ``name[0]``, ``name[1]``, …
+    zeroed : bool
+        Not needed where everything is written anyway; the system then gives memory as it is used.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class TensorBuffer:
         shapes: Mapping[str, tuple[str, tuple[int, ...]]],
         *,
         columns: Collection[str] = (),
+        zeroed: bool = True,
     ) -> None:
         self._lib = lib
         views = sum(shapes[name][1][1] for name in columns)
@@ -62,7 +65,8 @@ class TensorBuffer:
             lib.ggml_free(self._context)
             size = sum(int(np.prod(ne)) * 4 for _, ne in shapes.values())
             raise DeviceError(f"{device.name} could not allocate about {size >> 20} MiB")
-        lib.ggml_backend_buffer_clear(self._buffer, 0)
+        if zeroed:
+            lib.ggml_backend_buffer_clear(self._buffer, 0)
         self.close = weakref.finalize(self, _free_buffer, lib, self._buffer, self._context)
 
     @property

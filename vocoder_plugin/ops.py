@@ -11,7 +11,9 @@ A lowering knows how weights are stored for it (``load``) and makes the ``Ops`` 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -204,8 +206,10 @@ class Native:
 
     name = "native"
 
-    def __init__(self, lib: Library, device: Device, kernels: Kernels, *, int16: bool = False) -> None:
-        self.lib, self.device, self.kernels, self.int16 = lib, device, kernels, int16
+    def __init__(
+        self, lib: Library, device: Device, kernels: Kernels, *, int16: bool = False, n_threads: int = 1
+    ) -> None:
+        self.lib, self.device, self.kernels, self.int16, self.n_threads = lib, device, kernels, int16, n_threads
         self.ops = type("NativeOps", (NativeOps,), {"kernels": kernels, "int16": int16})
 
     def input_shape(self, channels: int, rows: int) -> tuple[int, ...]:
@@ -217,12 +221,18 @@ class Native:
         shapes: Shapes = {}
         for spec in specs.values():
             shapes.update(packings[spec.name].shapes() if spec.name in packings else _plain_shapes(spec, column=False))
-        buffer = TensorBuffer(self.lib, self.device, shapes)
-        for spec in specs.values():
+        buffer = TensorBuffer(self.lib, self.device, shapes, zeroed=False)
+
+        def fill(spec: Spec) -> None:
             if spec.name in packings:
                 packings[spec.name].store(buffer, find(spec.name + ".weight").read(), find(spec.name + ".bias").read())
             else:
                 _upload_plain(buffer, spec, find)
+
+        # largest first: packing them takes most memory, while the buffer is not yet in use
+        ordered = sorted(specs.values(), key=lambda s: -math.prod(shapes.get(s.name + ".weight", ("", (1,)))[1]))
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            list(pool.map(fill, ordered))
         return buffer
 
 

@@ -13,6 +13,7 @@ from .plan import ConvSpec
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 WINOGRAD = winograd_kernel()  # [points, kernel]
+PANELS = 1  # panels of outputs whose points are computed at once
 WINOGRAD_CHANNELS = 32  # with fewer, its additions cost more than the products they replace
 
 
@@ -100,13 +101,18 @@ class Packing:
             buffer.upload(name + ".weight", np.pad(weight[0].T, ((0, 0), (0, padding))))
             buffer.upload(name + ".bias", bias)
             return
-        view = points_of(weight) if self.winograd else phases_first(weight, self.spec)
         target = buffer.tensors[name + ".weight"].contents.data
-        if self.integers:
-            scale = buffer.tensors[name + ".scale"].contents.data
-            self.kernels.pack_int16(target, scale, view, block=self.block)
-        else:
-            self.kernels.pack(target, view, block=self.block, together=self.together)
+        scale = buffer.tensors[name + ".scale"].contents.data if self.integers else 0
+        step = PANELS * self.kernels.panel if self.winograd else self.outputs
+        for first in range(0, self.outputs, step):  # few at a time: points take room
+            part = points_of(weight[first : first + step]) if self.winograd else phases_first(weight, self.spec)
+            size = dict(outputs=first, taps=self.taps)
+            at = self.kernels.packed_weights(**size, channels=self.spec.in_channels, int16=self.integers)
+            if self.integers:
+                scales = scale + self.kernels.packed_scales(**size) * 4
+                self.kernels.pack_int16(target + at * 2, scales, part, block=self.block)
+            else:
+                self.kernels.pack(target + at * 4, part, block=self.block, together=self.together)
         buffer.upload(name + ".bias", np.tile(bias, self.spec.stride if self.spec.transposed else 1))
 
 
