@@ -27,14 +27,14 @@ def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
-def lowering(name: str):
+def lowering(name: str, *, int16: bool = False):
     device = LIB.device()
-    return Portable(LIB, device) if name == "portable" else Native(LIB, device, kernels.load(LIB, name))
+    return Portable(LIB, device) if name == "portable" else Native(LIB, device, kernels.load(LIB, name), int16=int16)
 
 
-def run(name: str, forward, x: np.ndarray, weights: dict[str, np.ndarray], *, threads: int = 2) -> np.ndarray:
+def run(name: str, forward, x: np.ndarray, weights: dict[str, np.ndarray], *, threads: int = 2, int16=False):
     """A forward pass of one signal x [C, T] as a whole stream on one lowering -> [C', T']."""
-    low = lowering(name)
+    low = lowering(name, int16=int16)
     plan = Plan()
     forward(plan, Signal(None, x.shape[0], 1, RATE, 0))
     stored = {n: Stored(w.shape, lambda w=w: w.astype(np.float32)) for n, w in weights.items()}
@@ -165,13 +165,55 @@ def test_conv_transpose1d(name, case):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_threads_change_nothing(name):
+@settings(max_examples=40)
+@given(case=conv_cases())
+def test_int16(name, case):
+    """Within what the largest values of rows leave for the small ones; F(2,7) loses a little more."""
+    rng = np.random.default_rng(case["seed"])
+    weights = random_conv(rng, case["n_out"], case["n_in"], case["kernel"])
+    x = rng.standard_normal((case["n_in"], case["length"])).astype(np.float32)
+    how = {k: case[k] for k in ("kernel", "stride", "dilation", "padding")}
+    wide = {n: w.astype(np.float64) for n, w in weights.items()}
+    expected = reference.conv1d(
+        x.astype(np.float64), wide["c.weight"], wide["c.bias"],
+        stride=case["stride"], dilation=case["dilation"], padding=case["padding"],
+    )  # fmt: skip
+    got = run(name, lambda net, x: net.conv1d(x, "c", out=case["n_out"], **how), x, weights, int16=True)
+    assert relative_error(got, expected) <= 2e-3
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_int16_cannot_overflow(name):
+    """The worst inputs: every product at its largest, and of one sign."""
+    for n_in, kernel in ((192, 1), (768, 1), (1000, 3), (64, 7)):
+        weights = {"c.weight": np.full((40, n_in, kernel), 3.0), "c.bias": np.zeros(40)}
+        x = np.full((n_in, 50), 1e3, np.float32)
+        forward = lambda net, x, k=kernel: net.conv1d(x, "c", out=40, kernel=k, padding=0)  # noqa: E731
+        got = run(name, forward, x, weights, int16=True)
+        np.testing.assert_allclose(got, 3e3 * n_in * kernel, rtol=1e-3)
+
+
+@pytest.mark.parametrize("int16", [False, True])
+def test_instruction_sets_agree(int16):
+    """AVX2 and AVX-512 fuse alike: the same sums of integers, floats that differ by the order of a block at most."""
+    rng = np.random.default_rng(8)
+    weights = random_conv(rng, 96, 96, 7)
+    x = rng.standard_normal((96, 300)).astype(np.float32)
+    forward = lambda net, x: net.conv1d(x, "c", out=96, kernel=7, dilation=3, snake="s")  # noqa: E731
+    results = [run(name, forward, x, weights, int16=int16) for name in VARIANTS]
+    for other in results[1:]:
+        assert relative_error(other, results[0]) <= (1e-4 if int16 else 2e-6)
+
+
+@pytest.mark.parametrize("int16", [False, True])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_threads_change_nothing(name, int16):
     rng = np.random.default_rng(5)
     for n_in, n_out, kernel, length in ((96, 96, 7, 1000), (384, 768, 7, 40), (40, 1, 7, 500), (512, 300, 2, 3)):
         weights = random_conv(rng, n_out, n_in, kernel)
         x = rng.standard_normal((n_in, length)).astype(np.float32)
         forward = lambda net, x, n=n_out, k=kernel: net.conv1d(x, "c", out=n, kernel=k, snake="s")  # noqa: E731
-        one, *others = (run(name, forward, x, weights, threads=n) for n in (1, 2, 3, 5))
+        one, *others = (run(name, forward, x, weights, threads=n, int16=int16) for n in (1, 2, 3, 5))
         for other in others:
             np.testing.assert_array_equal(one, other)
 

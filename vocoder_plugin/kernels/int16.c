@@ -24,6 +24,10 @@ VP_INLINE vint multiply_pairs(vint sum, vshort w, int32_t x) {
     return sum + (vint)_mm256_madd_epi16((__m256i)w, _mm256_set1_epi32(x));
 #elif defined(__SSE2__)
     return sum + (vint)_mm_madd_epi16((__m128i)w, _mm_set1_epi32(x));
+#elif defined(__aarch64__)
+    const int16x8_t pair = vreinterpretq_s16_s32(vdupq_n_s32(x));
+    const int32x4_t low = vmull_s16(vget_low_s16((int16x8_t)w), vget_low_s16(pair));
+    return sum + (vint)vpaddq_s32(low, vmull_high_s16((int16x8_t)w, pair));
 #else
     int16_t pair[2];
     memcpy(pair, &x, sizeof pair);
