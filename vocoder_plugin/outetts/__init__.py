@@ -1,0 +1,25 @@
+"""OuteTTS without torch: prompts, speakers and speech.
+
+>>> from vocoder_plugin.outetts import Speaker, build_prompt
+>>> prompt = build_prompt("Hello there.", version=3, speaker=Speaker.load("me.json"))
+"""
+
+from .create import create_speaker
+from .errors import AlignmentError, PromptError, SpeakerError, SpeechError
+from .prompts import build_prompt, build_training_prompt
+from .speaker import Speaker, Word
+from .words import WordTime, read_words
+
+__all__ = [
+    "AlignmentError",
+    "PromptError",
+    "Speaker",
+    "SpeakerError",
+    "SpeechError",
+    "Word",
+    "WordTime",
+    "build_prompt",
+    "build_training_prompt",
+    "create_speaker",
+    "read_words",
+]
