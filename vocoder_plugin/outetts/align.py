@@ -54,6 +54,10 @@ def align(
 
 SPHINX_RATE = 16000
 FRAMES_PER_SECOND = 100
+# There is one path, and it must not be lost: beams as wide as they go, and no second search that looks for others.
+SEARCH = {"beam": 1e-200, "pbeam": 1e-200, "wbeam": 1e-200, "maxhmmpf": -1, "bestpath": False}
+
+TITLES = {"dr": "doctor", "mr": "mister", "mrs": "missus", "st": "saint"}
 
 
 def align_with_pocketsphinx(samples: np.ndarray, sample_rate: int, transcript: str | None) -> list[WordTime]:
@@ -108,7 +112,8 @@ def _spoken(token: str) -> list[str]:
         from .text import spell_numbers
 
         token = spell_numbers(token)
-    return [word for word in (part.strip("'") for part in re.findall(r"[a-z']+", token)) if word]
+    words = (part.strip("'") for part in re.findall(r"[a-z']+", token))
+    return [TITLES.get(word, word) for word in words if word]
 
 
 @functools.cache
@@ -117,7 +122,7 @@ def _sphinx() -> Any:
         import pocketsphinx
     except ImportError:
         raise missing("pocketsphinx", purpose="aligning a transcript", extra="align") from None
-    return pocketsphinx.Decoder(samprate=SPHINX_RATE, lm=None, loglevel="FATAL")
+    return pocketsphinx.Decoder(samprate=SPHINX_RATE, lm=None, loglevel="FATAL", **SEARCH)
 
 
 # -- faster-whisper: words and times by a model that the user fetches

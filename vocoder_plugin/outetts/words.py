@@ -52,7 +52,7 @@ def read_words(path: str | os.PathLike[str]) -> list[WordTime]:
         raise AlignmentError(f"{path}: cannot be read: {error.strerror}") from None
     except AlignmentError as error:
         raise AlignmentError(f"{path}: {error}") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
         raise AlignmentError(f"{path}: not a readable {path.suffix} file: {error}") from None
 
 
@@ -156,6 +156,8 @@ def _textgrid(text: str) -> Iterable[WordTime]:
     for _ in range(int(items[4])):
         kind, name, size = items[position], items[position + 1], int(items[position + 4])
         width = 3 if kind == "IntervalTier" else 2
+        if not 0 <= size <= len(items):
+            raise AlignmentError(f"tier {name!r} says it has {size} items")
         rows = [items[position + 5 + i * width : position + 5 + (i + 1) * width] for i in range(size)]
         position += 5 + size * width
         if kind == "IntervalTier":
