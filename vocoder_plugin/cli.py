@@ -17,6 +17,7 @@ import numpy as np
 
 from . import __version__
 from .errors import VocoderError
+from .outetts.commands import register
 
 FILE_ERRORS = (VocoderError, OSError)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -354,6 +355,8 @@ def doctor() -> None:
         memory = f"{device.memory_free / 2**30:.1f} of {device.memory_total / 2**30:.1f} GiB free"
         click.echo(f"device            {device.name} ({device.kind}): {device.description}, {memory}")
 
+
+register(main)
 
 if __name__ == "__main__":
     main()
