@@ -302,6 +302,43 @@ def test_versions(llms, llm, tmp_path, small_dac):
         other.close()
 
 
+class OneCodebook:
+    """Stands in for a WavTokenizer: a sample a frame, which is the code."""
+
+    name, path, n_codebooks, codebook_size, sample_rate = "counter", __file__, 1, 4096, 24000
+
+    def decoder_stream(self):
+        return self
+
+    def push(self, codes):
+        return codes[0].astype(np.float32)
+
+    finish = push
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("with_speaker", [False, True])
+def test_versions_1_and_2_speak(version, with_speaker, tmp_path):
+    special = outetts_0_all() if version == 2 else [t for t in outetts_0_all() if t != "<|space|>"]
+    # where a version 1 prompt ends, after its last word, a new line opens the next one
+    script = outetts_0_script() + ([["<|code_end|>", "<|0|>"]] if version == 1 else [])
+    tokens = write_speaking_llm(tmp_path / "old.gguf", script, special=special)
+    old = load(tmp_path / "old.gguf", n_ctx=1024)
+    words = [{"word": "oh", "duration": 0.03, "codes": [7, 8]}, {"word": "hi", "duration": 0.01, "codes": [9]}]
+    options = {"speaker": {"text": "Oh, hi", "words": words, "interface_version": version}} if with_speaker else {}
+    if version == 2:
+        options["voice"] = "soft"
+    samples = np.concatenate(list(speak(old, OneCodebook(), "Go on.", seed=1, **options)))
+    assert samples.tolist() == list(range(12))
+    prompt = old.tokenize(build_prompt("Go on.", version=version, **options).encode(), add_bos=False, special=True)
+    assert context(old)[: len(prompt)] == prompt
+    assert [tokens[t] for t in context(old)[len(prompt) :]] == [f"<|{i}|>" for i in range(12)]
+    old.close()
+
+
 def test_a_model_without_audio_tokens(tmp_path, small_dac):
     write_tiny_llm(tmp_path / "plain.gguf", CONTROL)
     plain = load(tmp_path / "plain.gguf", n_ctx=512)

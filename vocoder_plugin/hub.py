@@ -85,12 +85,19 @@ def fetch(
             path = choose(names, wanted, suffix)
         else:
             path = wanted.path
-        options["tqdm_class"] = None if progress else _silent()
-        return Path(huggingface_hub.hf_hub_download(wanted.repo, path, local_files_only=offline, **options))
+        if offline:  # by the files alone: huggingface_hub's own offline way may still ask the hub about other things
+            found = huggingface_hub.try_to_load_from_cache(
+                wanted.repo, path, cache_dir=cache_dir, revision=wanted.revision
+            )
+            if not isinstance(found, str):
+                raise HubError(f"{reference}: it is not in the cache; fetch it once without --offline")
+            return Path(found)
+        bar = None if progress else _silent()
+        return Path(huggingface_hub.hf_hub_download(wanted.repo, path, tqdm_class=bar, **options))
     except HubError:
         raise
     except Exception as error:  # of huggingface_hub, its HTTP client (which changed between releases), the disk
-        raise HubError(f"{reference}: {_reason(error, offline)}") from None
+        raise HubError(f"{reference}: {_reason(error)}") from None
 
 
 def choose(names: Iterable[str], wanted: Reference, suffix: str) -> str:
@@ -163,7 +170,7 @@ def _silent() -> type:
     return Silent
 
 
-def _reason(error: Exception, offline: bool) -> str:
+def _reason(error: Exception) -> str:
     """One line for what huggingface_hub says in many."""
     from huggingface_hub import errors
 
@@ -174,8 +181,6 @@ def _reason(error: Exception, offline: bool) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repo has no such revision"
     if isinstance(error, errors.LocalEntryNotFoundError):
-        if offline:
-            return "it is not in the cache; fetch it once without --offline"
         return "the hub cannot be reached, and the file is not in the cache; check the network or HF_ENDPOINT"
     if isinstance(error, errors.EntryNotFoundError):
         return "the repo has no such file"
@@ -184,7 +189,7 @@ def _reason(error: Exception, offline: bool) -> str:
         return f"the hub answered with status {response.status_code}"
     if isinstance(error, errors.HFValidationError):
         return "that is no name of a repo"
-    if type(error).__name__ in ("CacheNotFound", "OfflineModeIsEnabled"):
-        return "it is not in the cache, and the network is switched off"
+    if isinstance(error, errors.CacheNotFound):
+        return "it is not in the cache; fetch it once without --offline"
     first = str(error).strip().splitlines()
     return f"the hub cannot be reached, or the file not written: {first[0] if first else type(error).__name__}"

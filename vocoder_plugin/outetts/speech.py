@@ -174,10 +174,7 @@ def speak(
     limit = min(max_length, llm.n_ctx())
     for plan in plans:
         if len(plan.prompt) >= limit:
-            raise SpeechError(
-                f"the prompt of {plan.text[:30]!r} has {len(plan.prompt)} tokens, which leaves no room for speech in "
-                f"{limit}; use a larger context (n_ctx), a shorter speaker, or fewer words a chunk"
-            )
+            raise _no_room(plan, limit)
     gain = None
     if loudness is not None:
         gain = FixedGain(0.0)
@@ -193,6 +190,13 @@ class _Plan:
     prompt: list[int]
     words: list[str]
     text: str
+
+
+def _no_room(plan: _Plan, limit: int) -> SpeechError:
+    return SpeechError(
+        f"the prompt of {plan.text[:30]!r} has {len(plan.prompt)} tokens, which leaves no room for speech in {limit}; "
+        f"use a larger context (n_ctx), a shorter speaker, or fewer words a chunk"
+    )
 
 
 def _run(
@@ -262,8 +266,9 @@ class _Speech:
             first = self._opening(next(words))[1 if opened else 0 :]
             sampler.accept(first)
             if not self._follow(first):
-                return
-        idle, frames = 0, self.frames
+                raise _no_room(plan, self.limit)
+        start = frames = self.frames
+        idle = 0
         while self.llm.n_tokens < self.limit:
             token = sampler.sample()
             self.progress.tokens += 1
@@ -275,7 +280,7 @@ class _Speech:
                 forced = self._opening(word)
                 sampler.replace_last(forced)
                 if not self._follow(forced):
-                    return
+                    break
                 continue
             if ends:
                 return
@@ -289,8 +294,8 @@ class _Speech:
                     self._warn(f"the model wrote {PATIENCE} tokens without audio; the rest of this chunk is left out")
                     return
             if not self._follow([token]):
-                return
-        self._warn(f"the limit of {self.limit} tokens was reached before the model ended {plan.text[:30]!r}")
+                break
+        self._limit_reached(plan, start)
 
     def _sampler(self, attempt: int) -> Sampler:
         """One sampler goes through all chunks; each new attempt has its own, of another seed."""
@@ -314,10 +319,14 @@ class _Speech:
     def _follow(self, tokens: list[int]) -> bool:
         """Compute further tokens; False where they do not fit."""
         if self.llm.n_tokens + len(tokens) > self.limit:
-            self._warn(f"the limit of {self.limit} tokens was reached")
             return False
         self._evaluate(tokens)
         return True
+
+    def _limit_reached(self, plan: _Plan, frames_before: int) -> None:
+        if self.frames == frames_before:
+            raise _no_room(plan, self.limit)
+        self._warn(f"the limit of {self.limit} tokens was reached before the model ended {plan.text[:30]!r}")
 
     def _evaluate(self, tokens: list[int]) -> None:
         try:
