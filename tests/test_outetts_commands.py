@@ -281,6 +281,26 @@ def test_warnings_are_lines(files, tmp_path):
     assert re.match(r"warning: the limit of 200 tokens was reached.*\n\d+\.\d\d s of audio", result.stderr)
 
 
+def test_an_error_in_the_middle_keeps_what_was_said(files, expected, tmp_path, monkeypatch):
+    from vocoder_plugin.outetts import SpeechError, speech
+
+    whole, calls = speech._Speech.chunk, []
+
+    def chunk(self, plan, **options):
+        calls.append(plan)
+        if len(calls) == 2:
+            raise SpeechError("llama.cpp could not compute")
+        return whole(self, plan, **options)
+
+    monkeypatch.setattr(speech._Speech, "chunk", chunk)
+    text = " ".join("This sentence has exactly ten words in it, count them." for _ in range(6))
+    result = speak(files, text, "--speaker", "none", "-o", tmp_path / "out.wav")
+    assert "could not compute" in refusal(result)
+    kept, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    assert re.search(rf"the first {len(kept) / 24000:.2f} s of audio are in .*out\.wav", result.stderr)
+    np.testing.assert_allclose(kept, np.clip(expected[: len(kept)], -1, 1), atol=1.1 / 32768)
+
+
 def test_interruption_leaves_a_playable_file(files, tmp_path):
     """Ctrl-C in the middle: what was said so far is a whole wav; exit code 130, no traceback."""
     out = tmp_path / "out.wav"

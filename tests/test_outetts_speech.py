@@ -275,6 +275,24 @@ def test_stopping_in_the_middle(llms, small_dac):
         next(iterator)
 
 
+@pytest.mark.parametrize("error", [SpeechError("llama.cpp could not compute"), KeyboardInterrupt()])
+def test_what_was_said_before_an_error_comes_first(error, llms, small_dac, monkeypatch):
+    whole, calls = speech_module._Speech.chunk, []
+
+    def chunk(self, plan, **options):
+        calls.append(plan)
+        if len(calls) == 2:
+            raise error
+        return whole(self, plan, **options)
+
+    monkeypatch.setattr(speech_module._Speech, "chunk", chunk)
+    parts = []
+    with pytest.raises(type(error)):
+        parts.extend(speak(llms["word"], small_dac, LONG, seed=1))  # extend keeps what came before
+    assert len(calls) == 2
+    np.testing.assert_array_equal(np.concatenate(parts), small_dac.decode(CODES))
+
+
 def test_limit_of_tokens(llms, small_dac):
     with pytest.warns(UserWarning, match="the limit of 200 tokens was reached"):
         samples = np.concatenate(list(speak(llms["endless"], small_dac, "Go on.", seed=1, max_length=200)))
@@ -363,6 +381,10 @@ def test_refused_before_anything_is_computed(llms, small_dac, profile):
         speak(llm, small_dac, "Go on.", speaker={"text": "a", "words": [{"word": "a", "duration": 1, "codes": [1]}]})
     with pytest.raises(SpeechError, match=r"the prompt of 'Go on\.' has \d+ tokens, which leaves no room .* in 100;"):
         speak(llm, small_dac, "Go on.", speaker=profile, max_length=100)
+    with pytest.raises(SpeakerError, match="there is no speaker"):
+        speak(llm, small_dac, "Go on.", loudness=-18)
+    with pytest.raises(ValueError, match="expected at least 1 and 0"):
+        speak(llm, small_dac, "Go on.", retries=-1)
     with pytest.raises(ValueError, match="min_words"):
         speak(llm, small_dac, "Go on.", min_words=0)
     assert evaluated(llm) == before

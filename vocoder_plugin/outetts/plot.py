@@ -30,8 +30,11 @@ def draw(speaker: Speaker, samples: np.ndarray, codec: Any, file: BinaryIO) -> N
         wave.text((start + end) / 2, 1.02, word.text, ha="center", va="bottom", fontsize=7, rotation=45,
                   transform=wave.get_xaxis_transform(), parse_math=False)  # fmt: skip
     frame = samples[: samples.size // HOP * HOP].reshape(-1, HOP)
-    energy.plot(np.arange(len(frame)) * HOP / rate, np.sqrt(np.mean(frame**2, axis=1)), linewidth=0.6)
-    energy.stairs([w.features.get("energy", 0) / 100 for w in speaker.words], [0, *ends], baseline=None)
+    energy.plot(np.arange(len(frame)) * HOP / rate, np.sqrt(np.mean(frame**2, axis=1)), linewidth=0.6, label="decoded")
+    energy.stairs(
+        [w.features.get("energy", 0) / 100 for w in speaker.words], [0, *ends], baseline=None, label="in the profile"
+    )
+    energy.legend(loc="upper right", fontsize=7)
     energy.set_ylabel("energy")
     track = pitch_track(samples, rate)
     pitch.plot(np.arange(track.size) * HOP / rate, track, ".", markersize=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 import warnings
@@ -11,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import TokenError
+from ..errors import TokenError, VocoderError
 from ..llm import SpeechStream
 from .chunks import MAX_WORDS, MIN_WORDS, count_words, split_text
-from .errors import PromptError, SpeechError
+from .errors import PromptError, SpeakerError, SpeechError
 from .loudness import FixedGain
 from .markup import CODE_END, EMOTION_END, EMOTION_START, FEATURES, SPACE, WORD_END, WORD_START
 from .prompts import build_prompt, check_version
@@ -160,6 +161,8 @@ def speak(
         warning = known.check_codec(codec)
         if warning:
             warnings.warn(warning, stacklevel=2)
+    elif loudness is not None:
+        raise SpeakerError("the loudness is set by the speaker's, and there is no speaker")
     if max_length < 1 or retries < 0:
         raise ValueError(f"max_length is {max_length} and retries {retries}, expected at least 1 and 0")
     text = (EMOTION_MARKUP if version == 2 else MARKUP).sub(" ", need_text(text))
@@ -176,10 +179,8 @@ def speak(
         if len(plan.prompt) >= limit:
             raise _no_room(plan, limit)
     gain = None
-    if loudness is not None:
-        gain = FixedGain(0.0)
-        if known is not None:
-            gain = FixedGain.for_clip(known.decode(codec), codec.sample_rate, target_lufs=loudness)
+    if loudness is not None and known is not None:
+        gain = FixedGain.for_clip(known.decode(codec), codec.sample_rate, target_lufs=loudness)
     progress = Progress(chunks=len(plans), total_words=count_words(text))
     speech = _Speech(llm, codec, version, sampling or Sampling(), seed, limit, progress)
     return _run(speech, plans, opened=known is not None and version == 3, retries=retries, gain=gain, tell=on_progress)
@@ -220,20 +221,25 @@ def _run(
             yield samples if gain is None else gain(samples)
 
     with speech:
-        for number, plan in enumerate(plans, 1):
-            progress.chunk = number
-            for attempt in range(retries + 1):
-                frames = speech.frames
-                progress.retries += attempt > 0
-                for samples in speech.chunk(plan, opened=opened, attempt=attempt):
-                    yield from give(samples)
-                if speech.frames > frames:
-                    break
-            else:
-                raise SpeechError(
-                    f"the model wrote no audio for {plan.text[:40]!r}, tried {retries + 1} "
-                    f"time{'s' * (retries > 0)}; another seed, speaker or temperature may help"
-                )
+        try:
+            for number, plan in enumerate(plans, 1):
+                progress.chunk = number
+                for attempt in range(retries + 1):
+                    frames = speech.frames
+                    progress.retries += attempt > 0
+                    for samples in speech.chunk(plan, opened=opened, attempt=attempt):
+                        yield from give(samples)
+                    if speech.frames > frames:
+                        break
+                else:
+                    raise SpeechError(
+                        f"the model wrote no audio for {plan.text[:40]!r}, tried {retries + 1} "
+                        f"time{'s' * (retries > 0)}; another seed, speaker or temperature may help"
+                    )
+        except (SpeechError, KeyboardInterrupt):  # what has been said is given out first
+            with contextlib.suppress(VocoderError):
+                yield from give(speech.stream.flush())
+            raise
         yield from give(speech.stream.flush())
 
 
