@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import types
 import warnings
 
 import llama_cpp
@@ -324,8 +325,9 @@ class OneCodebook:
     """Stands in for a WavTokenizer: a sample a frame, which is the code."""
 
     name, path, n_codebooks, codebook_size, sample_rate = "counter", __file__, 1, 4096, 24000
+    device = types.SimpleNamespace(is_cpu=True)
 
-    def decoder_stream(self):
+    def decoder_stream(self, **_options):
         return self
 
     def push(self, codes):
