@@ -17,7 +17,6 @@ import numpy as np
 
 from . import __version__
 from .errors import VocoderError
-from .outetts.commands import register
 
 FILE_ERRORS = (VocoderError, OSError)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -355,6 +354,8 @@ def doctor() -> None:
         memory = f"{device.memory_free / 2**30:.1f} of {device.memory_total / 2**30:.1f} GiB free"
         click.echo(f"device            {device.name} ({device.kind}): {device.description}, {memory}")
 
+
+from .outetts.commands import register  # noqa: E402  (its commands use the helpers above)
 
 register(main)
 
