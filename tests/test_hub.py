@@ -7,7 +7,7 @@ import time
 import pytest
 from hub_server import COMMIT, Hub
 
-from vocoder_plugin.hub import HubError, Reference, choose, fetch, looks_like_reference
+from vocoder_plugin.hub import HubError, Reference, choose, fetch, local_or_fetch, looks_like_reference
 
 REPO = "OuteAI/OuteTTS-1.0-0.6B-GGUF"
 NAMES = [f"OuteTTS-1.0-0.6B-{tag}.gguf" for tag in ("Q4_K_M", "Q8_0", "FP16")]
@@ -121,3 +121,15 @@ def test_what_looks_like_a_reference():
     assert looks_like_reference("OuteAI/OuteTTS-1.0-0.6B-GGUF:Q8_0")
     for path in ("model.gguf", "folder/model.gguf", "./a/b/c.gguf", "/a/b/c.gguf", "~/a/b.gguf", "../a/b/c.gguf"):
         assert not looks_like_reference(path)
+
+
+def test_paths_come_before_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me" / "voices").mkdir(parents=True)
+    (tmp_path / "me" / "voices" / "anna.gguf").touch()
+    for name in ("me/voices/anna.gguf", "me/voices/ben.gguf", "carl.gguf"):  # the last two: nowhere, and no hub file
+        assert str(local_or_fetch(name, offline=True)) == name
+    with pytest.raises(
+        HubError, match=r"there is no such file here; on the hub, you/voices/ben\.gguf: .*not in the cache"
+    ):
+        local_or_fetch("you/voices/ben.gguf", offline=True)

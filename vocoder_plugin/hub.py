@@ -100,6 +100,17 @@ def fetch(
         raise HubError(f"{reference}: {_reason(error)}") from None
 
 
+def local_or_fetch(name: str, *, suffix: str = ".gguf", offline: bool = False, progress: bool = False) -> Path:
+    """A path as it is; if there is no such file nor folder here and it looks like a hub file, that file's copy."""
+    path = Path(name)
+    if path.exists() or path.parent.is_dir() or not looks_like_reference(name):
+        return path
+    try:
+        return fetch(name, suffix=suffix, offline=offline, progress=progress)
+    except HubError as error:
+        raise HubError(f"there is no such file here; on the hub, {error}") from None
+
+
 def choose(names: Iterable[str], wanted: Reference, suffix: str) -> str:
     """The file of a repo that a reference means; HubError, listing what there is, if that is none or not clear."""
     files = [name for name in names if name.endswith(suffix) and "mmproj" not in name.lower()]

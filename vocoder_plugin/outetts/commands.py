@@ -50,19 +50,11 @@ def tell(message: str) -> None:
     click.echo(message, err=True)
 
 
-def local_file(name: str, *, offline: bool, suffix: str = ".gguf") -> str:
-    """A path as it is, or a hub file's path in the cache."""
-    from .. import hub
-
-    if not Path(name).exists() and hub.looks_like_reference(name):
-        return str(hub.fetch(name, suffix=suffix, offline=offline, progress=sys.stderr.isatty()))
-    return name
-
-
 def open_codec(name: str, device: str | None, threads: int | None, *, offline: bool, llm: Any = None) -> Any:
     from ..cli import load_codec
+    from ..hub import local_or_fetch
 
-    return load_codec(local_file(name, offline=offline), device, threads, llm)
+    return load_codec(str(local_or_fetch(name, offline=offline, progress=sys.stderr.isatty())), device, threads, llm)
 
 
 # -- speak

@@ -28,8 +28,9 @@ def find(name: str, *, offline: bool = False, progress: bool = False) -> Speaker
     own = folder() / f"{Path(name).name}.json"
     if name == Path(name).name and own.is_file():
         return Speaker.load(own)
-    if hub.looks_like_reference(name):
-        return Speaker.load(hub.fetch(name, suffix=".json", offline=offline, progress=progress))
+    path = hub.local_or_fetch(name, suffix=".json", offline=offline, progress=progress)
+    if path.is_file():
+        return Speaker.load(path)
     raise SpeakerError(f"{name}: there is no such file, nor such a profile; {available()}")
 
 
