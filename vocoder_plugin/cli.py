@@ -484,5 +484,9 @@ def doctor() -> None:
         click.echo(f"device            {device.name} ({device.kind}): {device.description}, {memory}")
 
 
+from .outetts.commands import register  # noqa: E402  (its commands use the helpers above)
+
+register(main)
+
 if __name__ == "__main__":
     main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -24,21 +25,26 @@ class StubTokenizer:
         return [self._ids[text]]
 
 
-@pytest.fixture(scope="module")
-def prompt_processors():
+@functools.cache
+def import_prompt_processors() -> dict[str, types.ModuleType]:
     """outetts' prompt processors by version, without importing the package's models and audio tools."""
     spec = importlib.util.find_spec("outetts")
     package = types.ModuleType("outetts")
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["outetts"] = package
-    modules = {}
-    for version in ("v2", "v3"):
+    modules = {"package": package}
+    for version in ("v1", "v2", "v3"):
         for name in ("outetts.version", f"outetts.version.{version}"):
             stub = types.ModuleType(name)
             stub.__path__ = [f"{package.__path__[0]}/{name.removeprefix('outetts.').replace('.', '/')}"]
             sys.modules[name] = stub
         modules[version] = importlib.import_module(f"outetts.version.{version}.prompt_processor")
     return modules
+
+
+@pytest.fixture(scope="module")
+def prompt_processors():
+    return import_prompt_processors()
 
 
 def test_outetts_1(prompt_processors, fixtures):

@@ -1,0 +1,398 @@
+"""speak, create-speaker and speaker show as a user types them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner, Result
+from hub_server import Hub
+from speaking_llm import (
+    FRAMES,
+    endless_script,
+    outetts_0_all,
+    outetts_0_script,
+    outetts_1_speaker,
+    silent_script,
+    word_script,
+    write_speaking_llm,
+)
+from tiny_llm import CONTROL, write_tiny_llm
+
+from vocoder_plugin.cli import main
+from vocoder_plugin.outetts import Speaker
+
+CODES = np.array(FRAMES, np.int32).T
+TEXT = "Go on, then."
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, speaker, small_dac_file):
+    """Models that speak, fall silent and never end, one of another version, one without audio; a speaker."""
+    folder = tmp_path_factory.mktemp("speak")
+    for name, script in (("word", word_script()), ("silent", silent_script()), ("endless", endless_script())):
+        write_speaking_llm(folder / f"{name}.gguf", script)
+    write_speaking_llm(folder / "old.gguf", outetts_0_script(), special=outetts_0_all())
+    write_tiny_llm(folder / "plain.gguf", CONTROL)
+    (folder / "me.json").write_text(json.dumps(outetts_1_speaker(speaker, 4)))
+    (folder / "dac.gguf").symlink_to(small_dac_file)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def profile_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data" / "vocoder-plugin" / "speakers"
+
+
+def run(*args: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args], input=stdin)
+
+
+def speak(files, *args: object, model: str = "word", stdin: str | None = None) -> Result:
+    return run(
+        "speak", "-m", files / f"{model}.gguf", "--codec", files / "dac.gguf", "--n-ctx", 2048, "--seed", 1, *args,
+        stdin=stdin,
+    )  # fmt: skip
+
+
+def refusal(result: Result) -> str:
+    """What a failed command says after "Error: ": one line."""
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("the first ")]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    return lines[0].removeprefix("Error: ")
+
+
+@pytest.fixture(scope="module")
+def expected(small_dac) -> np.ndarray:
+    return np.round(small_dac.decode(CODES) * 32768) / 32768
+
+
+def assert_said(path, expected: np.ndarray) -> None:
+    samples, rate = soundfile.read(path, dtype="float32")
+    assert rate == 24000
+    np.testing.assert_allclose(samples, np.clip(expected, -1, 1), atol=1.1 / 32768)
+
+
+# -- speak
+
+
+def test_speak(files, expected, tmp_path):
+    out = tmp_path / "out.wav"
+    result = speak(files, TEXT, "--speaker", files / "me.json", "-o", out)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    assert re.fullmatch(
+        r"0\.11 s of audio from 25 tokens in \d+\.\d\d s \(\d+ tokens/s, RTF \d+\.\d\d\), 1 chunk\n", result.stderr
+    )
+    assert_said(out, expected)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["out.wav"]
+
+
+@pytest.mark.parametrize("source", ["argument", "stdin", "file", "prompt"])
+def test_where_the_text_comes_from(source, files, expected, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    args = {
+        "argument": [TEXT], "stdin": ["-"], "file": ["--file", tmp_path / "text.txt"], "prompt": ["-p", TEXT],
+    }[source]  # fmt: skip
+    result = speak(files, *args, "--speaker", "none", "-o", tmp_path / "out.flac", stdin=TEXT)
+    assert result.exit_code == 0, result.stderr
+    assert_said(tmp_path / "out.flac", expected)
+
+
+def test_llama_tts_flags(files, expected, tmp_path):
+    out = tmp_path / "out.wav"
+    result = run(
+        "speak", "-m", files / "word.gguf", "-mv", files / "dac.gguf", "--tts-speaker-file", files / "me.json",
+        "-p", TEXT, "-o", out, "-c", 2048, "-ngl", 0,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert_said(out, expected)
+
+
+def test_standard_output(files, expected):
+    result = speak(files, TEXT, "--speaker", "none", "-o", "-")
+    assert_said(io.BytesIO(result.stdout_bytes), expected)
+    result = speak(files, TEXT, "--speaker", "none", "-o", "-", "--raw")
+    raw = np.frombuffer(result.stdout_bytes, "<i2") / 32767
+    np.testing.assert_allclose(raw, np.clip(expected, -1, 1), atol=2 / 32767)
+
+
+def test_guided(files, small_dac, tmp_path):
+    result = speak(files, TEXT, "--speaker", files / "me.json", "-o", tmp_path / "out.wav", "--guided")
+    assert result.exit_code == 0, result.stderr
+    assert_said(tmp_path / "out.wav", np.round(small_dac.decode(np.tile(CODES, 3)) * 32768) / 32768)
+
+
+def test_play(files, expected, monkeypatch):
+    class Stream:
+        played: list[np.ndarray] = []  # noqa: RUF012
+        ended = ""
+
+        def __init__(self, samplerate, channels, dtype):
+            assert (samplerate, channels, dtype) == (24000, 1, "float32")
+
+        def start(self):
+            pass
+
+        def write(self, samples):
+            self.played.append(samples[:, 0])
+
+        def stop(self):
+            Stream.ended += "stop "
+
+        def close(self):
+            Stream.ended += "close"
+
+    class Device:
+        OutputStream = Stream
+        PortAudioError = OSError
+
+    monkeypatch.setitem(sys.modules, "sounddevice", Device)
+    result = speak(files, TEXT, "--speaker", "none", "--play")
+    assert result.exit_code == 0, result.stderr
+    np.testing.assert_allclose(np.concatenate(Stream.played), np.clip(expected, -1, 1), atol=1e-4)
+    assert Stream.ended == "stop close"
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert "needs the package sounddevice" in refusal(speak(files, TEXT, "--speaker", "none", "--play"))
+
+
+def test_no_speaker_lists_the_profiles(files, tmp_path, profile_folder):
+    said = refusal(speak(files, TEXT, "-o", tmp_path / "out.wav"))
+    assert f"there are no profiles in {profile_folder}" in said
+    assert "make one with `vocoder-plugin create-speaker" in said
+    assert "--speaker owner/repo/file.json" in said
+    profile_folder.mkdir(parents=True)
+    for name in ("ben", "anna"):
+        (profile_folder / f"{name}.json").write_bytes((files / "me.json").read_bytes())
+    assert "anna, ben" in refusal(speak(files, TEXT, "-o", tmp_path / "out.wav"))
+    assert speak(files, TEXT, "-o", tmp_path / "out.wav", "--speaker", "anna").exit_code == 0
+    assert "carl: there is no such file" in refusal(speak(files, TEXT, "-o", tmp_path / "x.wav", "--speaker", "carl"))
+    assert run("speaker", "list").stdout == "anna\nben\n"
+
+
+def test_hub(files, expected, tmp_path):
+    """Model, codec and speaker from a hub: in a process of its own, which reads HF_ENDPOINT when it starts."""
+    repo = {f"tiny-{tag}.gguf": (files / "word.gguf").read_bytes() for tag in ("Q8_0", "FP16")}
+    with Hub({"me/tiny-GGUF": repo, "me/dac": {"dac.gguf": (files / "dac.gguf").read_bytes()},
+              "me/voices": {"anna.json": (files / "me.json").read_bytes()}}) as hub:  # fmt: skip
+        command = [
+            sys.executable, "-m", "vocoder_plugin.cli", "speak", TEXT, "--hf", "me/tiny-GGUF:FP16", "--codec",
+            "me/dac/dac.gguf", "--speaker", "me/voices/anna.json", "-o", "out.wav", "--n-ctx", "2048", "--force",
+        ]  # fmt: skip
+        environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+
+        def call(*more: str) -> subprocess.CompletedProcess:
+            return subprocess.run(
+                [*command, *more], check=False, capture_output=True, text=True, cwd=tmp_path, env=environment
+            )
+
+        first = call()
+        assert first.returncode == 0, first.stderr
+        assert_said(tmp_path / "out.wav", expected)
+        assert ("GET", "me/tiny-GGUF/resolve/" + "a" * 40 + "/tiny-FP16.gguf") in hub.requests or any(
+            path.endswith("tiny-FP16.gguf") for _, path in hub.requests
+        )
+        assert not any("Q8_0" in path for _, path in hub.requests)
+        hub.requests.clear()
+        second = call("--offline")
+        assert second.returncode == 0, second.stderr
+        assert hub.requests == []
+
+
+@pytest.mark.parametrize(("command", "flags"), [
+    ("speak", ["TEXT", "--file", "--model", "--hf", "-mv", "--speaker", "--tts-speaker-file", "--raw", "--play"]),
+    ("speak", ["--guided", "--voice", "--loudness", "--seed", "--max-length", "--offline", "--force"]),
+    ("create-speaker", ["--audio", "--transcript", "--words", "--asr", "--codec", "--out", "--version"]),
+    ("speaker show", ["PROFILE", "--codec", "--wav", "--png"]),
+])  # fmt: skip
+def test_help(command, flags):
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert [flag for flag in flags if flag not in result.stdout] == []
+
+
+@pytest.mark.parametrize(("model", "args", "said"), [
+    ("none", [TEXT], r"none\.gguf: there is no such file"),
+    ("plain", [TEXT], "the model has no audio tokens of OuteTTS"),
+    ("old", [TEXT], r"the model is OuteTTS 0\.\d.*, which needs a codec with 1 codebook"),
+    ("silent", [TEXT], "the model wrote no audio for 'Go on, then.', tried 3 times"),
+    ("word", [" ... "], "there is nothing to say"),
+    ("word", [TEXT, "--n-ctx", 64, "--speaker", "me.json"], r"has \d+ tokens, which leaves no room for speech in \d+"),
+    ("word", [TEXT, "--max-length", 20], "leaves no room for speech in 20"),
+    ("word", [], "give the text once"),
+    ("word", [TEXT, "-p", TEXT], "give the text once"),
+    ("word", [TEXT, "--hf", "a/b"], "name one model"),
+    ("word", [TEXT, "--voice", "soft"], "only known to version 2"),
+    ("word", [TEXT, "--codec", "me.json"], "me.json"),
+    ("word", [TEXT, "--codec", "none.gguf"], "none.gguf"),
+    ("word", ["--file", "none.txt"], r"none\.txt: cannot be read"),
+    ("word", [TEXT, "-o", "out.mp3"], r"cannot write \.mp3"),
+    ("word", [TEXT, "-o", "nowhere/out.wav"], "there is no such folder"),
+])  # fmt: skip
+def test_refused(model, args, said, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me.json").write_bytes((files / "me.json").read_bytes())
+    result = speak(files, "-o", "out.wav", "--speaker", "none", *args, model=model)
+    assert re.search(said, refusal(result))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["me.json"]
+
+
+def test_no_output(files):
+    assert "nowhere to go" in refusal(speak(files, TEXT, "--speaker", "none"))
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("{", "not a JSON file"), ('{"text": "a"}', "'words' is missing"),
+    ('{"text": "a", "words": [{"word": "a", "duration": 1, "codes": [1]}]}', r"made for OuteTTS 0\.2 or 0\.3, but"),
+    ('{"text": "a", "words": [{"word": "a", "duration": 1, "c1": [1], "c2": []}]}', "a frame needs a code of each"),
+])  # fmt: skip
+def test_damaged_speakers(content, said, files, tmp_path):
+    (tmp_path / "bad.json").write_text(content)
+    result = speak(files, TEXT, "--speaker", tmp_path / "bad.json", "-o", tmp_path / "out.wav")
+    assert re.search(said, refusal(result))
+
+
+def test_existing_files_are_kept(files, tmp_path):
+    out = tmp_path / "out.wav"
+    out.write_bytes(b"mine")
+    assert "exists already; use --force" in refusal(speak(files, TEXT, "--speaker", "none", "-o", out))
+    assert "no audio" in refusal(speak(files, TEXT, "--speaker", "none", "-o", out, "--force", model="silent"))
+    assert out.read_bytes() == b"mine"
+    assert speak(files, TEXT, "--speaker", "none", "-o", out, "--force").exit_code == 0
+    assert soundfile.info(out).frames > 0
+
+
+def test_warnings_are_lines(files, tmp_path):
+    result = speak(files, TEXT, "--speaker", "none", "-o", tmp_path / "out.wav", "--max-length", 200, model="endless")
+    assert result.exit_code == 0
+    assert re.match(r"warning: the limit of 200 tokens was reached.*\n\d+\.\d\d s of audio", result.stderr)
+
+
+def test_an_error_in_the_middle_keeps_what_was_said(files, expected, tmp_path, monkeypatch):
+    from vocoder_plugin.outetts import SpeechError, speech
+
+    whole, calls = speech._Speech.chunk, []
+
+    def chunk(self, plan, **options):
+        calls.append(plan)
+        if len(calls) == 2:
+            raise SpeechError("llama.cpp could not compute")
+        return whole(self, plan, **options)
+
+    monkeypatch.setattr(speech._Speech, "chunk", chunk)
+    text = " ".join("This sentence has exactly ten words in it, count them." for _ in range(6))
+    result = speak(files, text, "--speaker", "none", "-o", tmp_path / "out.wav")
+    assert "could not compute" in refusal(result)
+    kept, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    assert re.search(rf"the first {len(kept) / 24000:.2f} s of audio are in .*out\.wav", result.stderr)
+    np.testing.assert_allclose(kept, np.clip(expected[: len(kept)], -1, 1), atol=1.1 / 32768)
+
+
+def test_interruption_leaves_a_playable_file(files, tmp_path):
+    """Ctrl-C in the middle: what was said so far is a whole wav; exit code 130, no traceback."""
+    out = tmp_path / "out.wav"
+    command = [
+        sys.executable, "-m", "vocoder_plugin.cli", "speak", TEXT, "-m", str(files / "endless.gguf"), "--codec",
+        str(files / "dac.gguf"), "--speaker", "none", "-o", str(out),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    partial = tmp_path / ".out.wav.partial"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if partial.exists() and partial.stat().st_size > 20000:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert re.fullmatch(r"the first \d+\.\d\d s of audio are in .*out\.wav\ninterrupted\n", stderr)
+    samples, rate = soundfile.read(out)
+    assert rate == 24000
+    assert f"the first {len(samples) / rate:.2f} s" in stderr
+    assert len(samples) > 9000
+    assert not partial.exists()
+
+
+# -- create-speaker, speaker show
+
+
+@pytest.fixture(scope="module")
+def spoken(fixtures) -> dict:
+    return json.loads((fixtures / "spoken.json").read_text())[0]
+
+
+def create(files, *args: object) -> Result:
+    return run("create-speaker", "--codec", files / "dac.gguf", *args)
+
+
+def test_create_speaker_and_speak(files, fixtures, spoken, small_dac, tmp_path):
+    out = tmp_path / "me.json"
+    result = create(files, "--audio", fixtures / spoken["file"], "--transcript", spoken["text"], "-o", out)
+    assert result.exit_code == 0, result.stderr
+    assert re.fullmatch(rf"{re.escape(str(out))}: 11 words, 3\.\d\d s, for version 3\n", result.stderr)
+    assert [word.text for word in Speaker.load(out).words] == spoken["text"].split()
+    assert speak(files, TEXT, "--speaker", out, "-o", tmp_path / "out.wav").exit_code == 0
+
+    result = run("speaker", "show", out, "--codec", files / "dac.gguf", "--wav", tmp_path / "me.wav")
+    assert result.exit_code == 0, result.stderr
+    assert "version 3, 11 words, " in result.stdout
+    assert f"text: {spoken['text']}" in result.stdout
+    assert re.search(r"^teacher +\d\.\d\d +\d+ +\d+ +\d+ +\d+$", result.stdout, re.MULTILINE)
+    assert_said(tmp_path / "me.wav", np.round(small_dac.decode(Speaker.load(out).codes) * 32768) / 32768)
+
+
+def test_create_speaker_of_words(files, fixtures, spoken, tmp_path, profile_folder):
+    ends = [*spoken["starts"][1:], 3.3]
+    words = [list(word) for word in zip(spoken["text"].split(), spoken["starts"], ends, strict=True)]
+    (tmp_path / "words.json").write_text(json.dumps(words))
+    result = create(files, "--audio", fixtures / spoken["file"], "--words", tmp_path / "words.json", "-o", "anna")
+    assert result.exit_code == 0, result.stderr
+    assert Speaker.load(profile_folder / "anna.json").text == spoken["text"]
+    again = create(files, "--audio", fixtures / spoken["file"], "--words", tmp_path / "words.json", "-o", "anna")
+    assert "exists already; use --force" in refusal(again)
+    assert run("speaker", "show", "anna").exit_code == 0
+
+
+def test_picture(files, tmp_path):
+    result = run("speaker", "show", files / "me.json", "--codec", files / "dac.gguf", "--png", tmp_path / "me.png")
+    assert result.exit_code == 0, result.stderr
+    data = (tmp_path / "me.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    assert width >= 800 and height >= 600
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    ([], "what is said in the clip"),
+    (["--transcript", "a", "--audio", "none.wav"], r"none\.wav: there is no such file"),
+    (["--asr", "none"], "no aligner 'none'; installed are"),
+    (["--asr", "faster-whisper"], "faster-whisper"),
+    (["--words", "x.txt", "--asr", "y"], "exclude each other"),
+    (["--words", "none.json"], r"none\.json: cannot be read"),
+    (["--transcript", "a", "--version", "2"], "version 2 does not go with codec"),
+])  # fmt: skip
+def test_create_speaker_refuses(args, said, files, fixtures, spoken, tmp_path):
+    result = create(files, "--audio", fixtures / spoken["file"], "-o", tmp_path / "me.json", *args)
+    assert re.search(said, refusal(result))
+    assert not (tmp_path / "me.json").exists()
+
+
+def test_speaker_show_refuses(files):
+    assert "takes its codec" in refusal(run("speaker", "show", files / "me.json", "--wav", "x.wav"))
+    assert "there is no such file" in refusal(run("speaker", "show", "nobody"))
+    result = run("speaker", "list")
+    assert result.stdout == ""
+    assert "there are no profiles" in result.stderr

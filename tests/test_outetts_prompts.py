@@ -1,0 +1,148 @@
+"""Prompts written out by hand; tests/parity compares hundreds with outetts itself."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from outetts_texts import texts
+
+from vocoder_plugin.outetts import PromptError, Speaker, SpeakerError, build_prompt, build_training_prompt
+from vocoder_plugin.outetts.text import tidy_v3, tokens_v2, words_v1, words_v3
+
+V1 = {
+    "text": "Oh, hi",
+    "words": [{"word": "oh", "duration": 0.03, "codes": [7, 8]}, {"word": "hi", "duration": 0.013, "codes": [9]}],
+    "interface_version": 1,
+}
+V2 = V1 | {"interface_version": 2}
+FEATURES = {"energy": 5, "spectral_centroid": 12, "pitch": 44}
+V3 = {
+    "text": "Oh, hi",
+    "words": [
+        {"word": "Oh,", "duration": 0.03, "c1": [7, 8], "c2": [1, 2], "features": FEATURES},
+        {"word": "hi", "duration": 0.01, "c1": [9], "c2": [3], "features": {"energy": 6}},
+    ],
+    "global_features": FEATURES,
+    "interface_version": 3,
+}
+
+
+def test_version_1():
+    assert build_prompt("Take 12!", version=1) == (
+        "<|im_start|>\n<|text_start|>take<|text_sep|>twelve<|text_end|>\n<|audio_start|>\n"
+    )
+    audio = "oh<|t_0.03|><|code_start|><|7|><|8|><|code_end|>\nhi<|t_0.01|><|code_start|><|9|><|code_end|>"
+    assert build_prompt("Go", version=1, speaker=V1) == (
+        "<|im_start|>\n<|text_start|>oh<|text_sep|>hi<|text_sep|>go<|text_end|>\n<|audio_start|>\n" + audio
+    )
+    assert build_training_prompt(V1) == (
+        "<|im_start|>\n<|text_start|>oh<|text_sep|>hi<|text_end|>\n<|audio_start|>\n"
+        + audio + "\n<|audio_end|>\n<|im_end|>\n"
+    )  # fmt: skip
+
+
+def test_version_2():
+    opening = "<|im_start|>\n<|text_start|>{}<|text_end|>\n"
+    assert build_prompt("Take 12!", version=2, voice="soft") == (
+        opening.format("take<|space|>twelve<|exclamation_mark|>")
+        + "<|voice_characteristic_start|>soft<|voice_characteristic_end|>\n<|audio_start|>\n"
+    )
+    audio = "oh<|comma|><|t_0.03|><|7|><|8|><|space|>\nhi<|t_0.01|><|9|>"
+    assert build_prompt("Go", version=2, speaker=V2) == (
+        opening.format("oh<|comma|><|space|>hi<|space|>go") + "<|audio_start|>\n" + audio + "<|space|>\n"
+    )
+    assert build_training_prompt(V2 | {"emotion": "glad"}) == (
+        opening.format("oh<|comma|><|space|>hi")
+        + "<|voice_characteristic_start|>glad<|voice_characteristic_end|>\n<|audio_start|>\n"
+        + audio + "\n<|audio_end|>\n<|im_end|>\n"
+    )  # fmt: skip
+
+
+def test_version_3():
+    assert build_prompt("Take “12” !", version=3) == (
+        "<|im_start|>\n<|text_start|>Take 12!<|text_end|>\n<|audio_start|>\n"
+    )
+    first = "<|word_start|>Oh,<|features|><|t_0.03|><|energy_5|><|spectral_centroid_12|><|pitch_44|><|code|>"
+    first += "<|c1_7|><|c2_1|><|c1_8|><|c2_2|><|word_end|>\n"
+    second = (
+        "<|features|><|t_0.01|><|energy_6|><|spectral_centroid_0|><|pitch_0|><|code|><|c1_9|><|c2_3|><|word_end|>\n"
+    )
+    assert build_prompt("Go.", version=3, speaker=V3) == (
+        "<|im_start|>\n<|text_start|>Oh, hi. Go.<|text_end|>\n<|audio_start|>\n"
+        f"{first}<|word_start|>hi.{second}<|word_start|>"
+    )
+    assert build_training_prompt(V3) == (
+        "<|im_start|>\n<|text_start|>Oh, hi<|text_end|>\n<|audio_start|>\n"
+        "<|global_features_start|><|energy_5|><|spectral_centroid_12|><|pitch_44|><|global_features_end|>\n"
+        f"{first}<|word_start|>hi{second}<|audio_end|>\n<|im_end|>\n"
+    )
+
+
+@pytest.mark.parametrize(("spoken", "between", "last"), [
+    ("Hello", ". ", "Hello."), ("Hello.", " ", "Hello"), ("Hello?", " ", "Hello"), ("Hello,", ". ", "Hello."),
+    ("今日は", "。", "Hello。"), ("今日は。", "", "Hello"), ("今日は？", "", "Hello"), ("안녕", ". ", "Hello."),
+    ("  ", "", "Hello"),
+])  # fmt: skip
+def test_separator(spoken, between, last):
+    word = {"word": "Hello", "duration": 0.01, "c1": [1], "c2": [2]}
+    prompt = build_prompt(" New ", version=3, speaker={"text": spoken, "words": [word], "interface_version": 3})
+    assert f"<|text_start|>{spoken.strip()}{between}New<|text_end|>" in prompt
+    assert f"<|word_start|>{last}<|features|>" in prompt
+
+
+@pytest.mark.parametrize("speaker", [V1, V2, V3])
+def test_the_speaker_is_left_as_it_is(speaker):
+    given, loaded = copy.deepcopy(speaker), Speaker.from_dict(speaker)
+    version = speaker["interface_version"]
+    prompts = {build_prompt("Go.", version=version, speaker=s) for s in (given, given, loaded, loaded)}
+    assert len(prompts) == 1
+    assert given == speaker
+    assert loaded == Speaker.from_dict(speaker)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_any_text_makes_a_prompt(version):
+    for text in [*texts(0), "", " ", "\x00", "9" * 400, "\ud7ff\U0010ffff"]:
+        prompt = build_prompt(text, version=version)
+        assert prompt.startswith("<|im_start|>\n<|text_start|>")
+        assert prompt.endswith("<|text_end|>\n<|audio_start|>\n")
+
+
+def test_words():
+    assert words_v1("It's 25, naïve_ones/twos") == ["it", "s", "twenty", "five", "naive", "ones", "twos"]
+    assert words_v1("3.5") == ["three", "five"]  # MeCab parts it first, in outetts too
+    assert [t.marked for t in tokens_v2("Ah, £5!")] == ["ah<|comma|>", "l", "five<|exclamation_mark|>"]
+    assert [t.marked for t in tokens_v2('"Ah", so')] == ["ah", "so"]  # marks in a row are lost, in outetts too
+    assert tidy_v3("Can 't  stop…… “now”!!") == "Can't stop... now!"
+    assert words_v3("A b, c.") == ["A", "b,", "c."]
+    assert words_v3("今日は、いい天気。") == ["今日", "は、", "いい", "天気。"]
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (dict(text="x", version=4), "version is 4, expected 1 .*, 2 .* or 3"),
+    (dict(text=3, version=3), "the text is of type int, expected str"),
+    (dict(text="x", version=3, voice="soft"), "only known to version 2"),
+])  # fmt: skip
+def test_refused(options, said):
+    with pytest.raises(PromptError, match=said):
+        build_prompt(**options)
+
+
+@pytest.mark.parametrize(("speaker", "version"), [(V3, 2), (V3, 1), (V1, 2), (V1, 3), (V2, 3)])
+def test_speaker_of_another_version(speaker, version):
+    with pytest.raises(SpeakerError, match=r"is made for OuteTTS .*, but the model is OuteTTS .*create-speaker"):
+        build_prompt("Go.", version=version, speaker=speaker)
+
+
+def test_speaker_without_version_counts_as_2_and_serves_1():
+    speaker = {key: value for key, value in V1.items() if key != "interface_version"}
+    assert build_prompt("Go", version=1, speaker=speaker) == build_prompt("Go", version=1, speaker=V1)
+    assert build_prompt("Go", version=2, speaker=speaker) == build_prompt("Go", version=2, speaker=V2)
+
+
+def test_words_that_are_not_the_text():
+    with pytest.raises(SpeakerError, match="word 2 of the speaker is 'hi', but its text has 'ho' there"):
+        build_prompt("Go", version=2, speaker=V2 | {"text": "Oh, ho"})
+    with pytest.raises(SpeakerError, match="has 2 words, but its text has 3"):
+        build_prompt("Go", version=2, speaker=V2 | {"text": "Oh, hi you"})
