@@ -439,6 +439,16 @@ def test_kernels_by_name(codes_file, small_dac_file):
     assert f"native/{last})" in run("decode", codes_file, "-", "--codec", small_dac_file, kernels=last).stderr
 
 
+@pytest.mark.skipif(not kernels.available(), reason="no native kernels were built")
+def test_precision(codes_file, small_dac_file, small_reference):
+    result = run("decode", codes_file, "-", "--codec", small_dac_file, "--precision", "int16")
+    samples, _ = soundfile.read(io.BytesIO(result.stdout_bytes))
+    error = np.linalg.norm(samples - small_reference["audio"]) / np.linalg.norm(samples)
+    assert 1e-4 < error < 2e-2
+    refused = run("decode", codes_file, "-", "--codec", small_dac_file, "--precision", "int16", kernels="off")
+    assert "needs the native kernels" in refusal(refused)
+
+
 # generate
 
 

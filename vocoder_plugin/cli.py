@@ -17,6 +17,7 @@ import numpy as np
 
 from . import __version__
 from .errors import VocoderError
+from .options import precision_option
 
 FILE_ERRORS = (VocoderError, OSError)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,8 +54,9 @@ def main() -> None:
 
 
 def codec_options(command: F) -> F:
-    """--codec, --device and --threads, as every command that runs a codec takes them."""
+    """--codec, --device, --threads and --precision, as every command that runs a codec takes them."""
     for option in (
+        precision_option,
         click.option("--threads", type=click.IntRange(1), help="Threads on a CPU device. [default: usable cores]"),
         click.option("--device", help="Device to run on, such as CPU or Vulkan0; see `doctor`. [default: CPU]"),
         click.option("--codec", "codec_file", required=True, type=click.Path(), help="Codec GGUF file; see `convert`."),
@@ -70,7 +72,8 @@ def load_codec(path: str, device: str | None, threads: int | None, llm: Any = No
     from .codec import Codec
 
     kernels = os.environ.get("VOCODER_KERNELS") or None
-    return Codec.load(path, llm=llm, device=device, n_threads=threads, kernels=kernels)
+    precision = click.get_current_context().meta["precision"]
+    return Codec.load(path, llm=llm, device=device, n_threads=threads, kernels=kernels, precision=precision)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import click
 import numpy as np
 
 from ..errors import VocoderError
+from ..options import precision_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,8 +24,9 @@ def register(group: click.Group) -> None:
 
 
 def device_options(command: F) -> F:
-    """--device, --threads and --offline."""
+    """--device, --threads, --precision and --offline."""
     for option in (
+        precision_option,
         click.option("--offline", is_flag=True, help="Take hub files from the cache only."),
         click.option("--threads", type=click.IntRange(1), help="Threads on a CPU device. [default: usable cores]"),
         click.option("--device", help="Device of the codec, such as CPU or Vulkan0; see `doctor`."),

@@ -1,0 +1,16 @@
+"""Options that commands of several modules share."""
+
+from __future__ import annotations
+
+import click
+
+
+def keep_precision(context: click.Context, _parameter: click.Parameter, value: str) -> None:
+    context.meta["precision"] = value  # where load_codec finds it
+
+
+precision_option = click.option(
+    "--precision", type=click.Choice(["float32", "int16"]), default="float32", show_default=True,
+    expose_value=False, callback=keep_precision,
+    help="Of the codec's convolutions: int16 is faster, at about 50 dB from float32; CPU only.",
+)  # fmt: skip
