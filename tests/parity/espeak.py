@@ -34,7 +34,7 @@ class Espeak:
     def __init__(self) -> None:
         name = ctypes.util.find_library("espeak-ng")
         if name is None:
-            raise OSError("libespeak-ng is not installed")
+            raise OSError("libespeak-ng is not installed; on Debian: apt-get install libespeak-ng1")
         self._library = ctypes.CDLL(name)
         self.rate = self._library.espeak_Initialize(SYNCHRONOUS, 0, None, 0)
         self._samples: list[np.ndarray] = []
