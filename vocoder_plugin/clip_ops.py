@@ -267,7 +267,7 @@ class ClipNative(Native):
                     extra.upload(name, values[:, 0].T)  # [taps][C]
                 else:
                     extra.upload(name, values)
-        return Weights(super().load(plain, find), *([extra] if extra else []))
+        return Weights(*([super().load(plain, find)] if plain else []), *([extra] if extra else []))
 
 
 # -- portable: ggml's own operations, any device

@@ -26,6 +26,9 @@ BINS = 4096
 SIZES: dict[str, dict[str, Any]] = {
     "75": dict(ratios=[8, 5, 4, 2], dim=768, intermediate=2304, layers=12, n_fft=1280, hop=320),
     "40": dict(ratios=[6, 5, 5, 4], dim=768, intermediate=2304, layers=12, n_fft=2400, hop=600),
+    "small": dict(
+        ratios=[5, 4], dim=64, intermediate=96, layers=2, n_fft=80, hop=20, bins=64, filters=4, codebook_dim=16
+    ),
 }
 
 
@@ -65,18 +68,26 @@ def build(size: dict[str, Any]) -> nn.Module:
     """The model as its yaml describes it, with torch's own initial weights."""
     package = import_wavtokenizer()
     torch.manual_seed(0)
+    features = package.EncodecFeatures(
+        encodec_model="encodec_24khz", bandwidths=[6.6] * 4, train_codebooks=True, num_quantizers=1,
+        dowmsamples=size["ratios"], vq_bins=size.get("bins", BINS), vq_kmeans=200,
+    )  # fmt: skip
+    dim = size.get("codebook_dim", 512)
+    if dim != 512:  # the class fixes its own sizes
+        encodec = features.encodec
+        encodec.encoder = type(encodec.encoder)(
+            causal=False, n_residual_layers=1, norm="weight_norm", pad_mode="reflect", lstm=2, dimension=dim,
+            channels=1, n_filters=size["filters"], ratios=size["ratios"], true_skip=False,
+        )  # fmt: skip
+        encodec.quantizer = type(encodec.quantizer)(dimension=dim, n_q=1, bins=size["bins"], kmeans_init=True)
+        encodec.decoder = nn.Conv1d(1, 1, 1)  # not used
     with contextlib.redirect_stdout(io.StringIO()):  # it announces its attention
-        return package.WavTokenizer(
-            feature_extractor=package.EncodecFeatures(
-                encodec_model="encodec_24khz", bandwidths=[6.6] * 4, train_codebooks=True, num_quantizers=1,
-                dowmsamples=size["ratios"], vq_bins=size.get("bins", BINS), vq_kmeans=200,
-            ),
-            backbone=package.VocosBackbone(
-                input_channels=512, dim=size["dim"], intermediate_dim=size["intermediate"],
-                num_layers=size["layers"], adanorm_num_embeddings=4,
-            ),
-            head=package.ISTFTHead(dim=size["dim"], n_fft=size["n_fft"], hop_length=size["hop"], padding="same"),
-        ).eval()  # fmt: skip
+        backbone = package.VocosBackbone(
+            input_channels=dim, dim=size["dim"], intermediate_dim=size["intermediate"],
+            num_layers=size["layers"], adanorm_num_embeddings=4,
+        )  # fmt: skip
+    head = package.ISTFTHead(dim=size["dim"], n_fft=size["n_fft"], hop_length=size["hop"], padding="same")
+    return package.WavTokenizer(feature_extractor=features, backbone=backbone, head=head).eval()
 
 
 def _randomise(model: nn.Module, seed: int) -> None:
@@ -241,7 +252,7 @@ model:
     backbone:
       class_path: decoder.models.VocosBackbone
       init_args:
-        input_channels: 512
+        input_channels: {codebook_dim}
         dim: {dim}
         intermediate_dim: {intermediate}
         num_layers: {layers}
@@ -257,4 +268,4 @@ model:
 
 
 def save_yaml(size: dict[str, Any], path: Path) -> None:
-    path.write_text(YAML.format(**{"bins": BINS, **size}))
+    path.write_text(YAML.format(**{"bins": BINS, "codebook_dim": 512, **size}))

@@ -104,10 +104,10 @@ VP_API void vp_group_norm(void *dst, int ith, int nth, void *userdata) {
     const int c0 = g0 * width, c1 = g1 * width;
     if (c0 >= c1) return;
     const int n = c1 - c0;
-    float *buffer = malloc(3 * (size_t)n * sizeof(float)); /* scale, shift, partial sums */
+    float *buffer = malloc(3 * (size_t)n * sizeof(float)); /* scales, means, partial sums */
     double *sums = malloc((size_t)n * sizeof(double));
     if (!buffer || !sums) abort();
-    float *scale = buffer, *shift = buffer + n, *part = buffer + 2 * n;
+    float *scale = buffer, *mean = buffer + n, *part = buffer + 2 * n;
     for (int pass = 0; pass < 2; pass++) { /* means, then variances around them */
         for (int c = 0; c < n; c++) sums[c] = 0;
         for (int64_t t0 = 0; t0 < rows; t0 += PARTIAL_ROWS) {
@@ -117,7 +117,7 @@ VP_API void vp_group_norm(void *dst, int ith, int nth, void *userdata) {
                 if (pass == 0)
                     for (int c = 0; c < n; c++) part[c] += row[c];
                 else
-                    for (int c = 0; c < n; c++) part[c] += (row[c] - shift[c]) * (row[c] - shift[c]);
+                    for (int c = 0; c < n; c++) part[c] += (row[c] - mean[c]) * (row[c] - mean[c]);
             }
             for (int c = 0; c < n; c++) sums[c] += part[c];
         }
@@ -127,18 +127,18 @@ VP_API void vp_group_norm(void *dst, int ith, int nth, void *userdata) {
             sum /= (double)rows * width;
             for (int c = g; c < g + width; c++) {
                 if (pass == 0)
-                    shift[c] = (float)sum;
+                    mean[c] = (float)sum;
                 else
                     scale[c] = (float)(1.0 / sqrt(sum + p->epsilon)) * weight[c0 + c];
             }
         }
     }
-    for (int c = 0; c < n; c++) shift[c] = bias[c0 + c] - shift[c] * scale[c];
     for (int64_t t = 0; t < rows; t++) {
         const float *row = row_of(x, t) + c0;
         float *y = row_of(dst, t) + c0;
         for (int c = 0; c < n; c += VP_LANES) {
-            vfloat v = load_some(row + c, n - c) * load_some(scale + c, n - c) + load_some(shift + c, n - c);
+            vfloat v = (load_some(row + c, n - c) - load_some(mean + c, n - c)) * load_some(scale + c, n - c);
+            v += load_some(bias + c0 + c, n - c);
             if (p->mode) v = v * sigmoid_lanes(v);
             store_some(y + c, v, n - c);
         }
