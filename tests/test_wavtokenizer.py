@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -131,7 +132,7 @@ def test_any_partition_of_samples_encodes_the_same(codec, wavtokenizer_reference
     edges = [0, *sorted(cuts), wav.size]
     with codec.encoder_stream() as stream:
         assert stream.exact
-        parts = [stream.push(wav[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        parts = [stream.push(wav[a:b]) for a, b in pairwise(edges)]
         codes = np.concatenate([*parts, stream.flush()], axis=1)
     np.testing.assert_array_equal(codes, codec.encode(wav, 24000))
 
