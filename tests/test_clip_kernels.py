@@ -33,7 +33,8 @@ def run(name: str, forward, *signals: np.ndarray, weights=None, state=None, thre
     native = name != "portable"
 
     def build(graph: Graph) -> None:
-        ops = low.ops(phase=WHOLE, frames=1, graph=graph, weights=buffer.tensors, regions={})
+        tensors = buffer.tensors
+        ops = low.ops(phase=WHOLE, frames=1, graph=graph, weights=tensors, regions={}, position=tensors.get("position"))
         inputs = [Signal(graph.input("F32", *low.input_shape(*x.shape), 1), *x.shape, 1, 0) for x in signals]
         extra = (graph.input("F32", *state.shape[::-1]),) if state is not None else ()
         y = forward(ops, *inputs, *extra)

@@ -43,7 +43,17 @@ class ClipPass:
         """Build (where no graph has this key) and run the stage over ``frames`` rows."""
 
         def build_graph(graph: Graph) -> None:
-            build(self._lowering.ops(phase=WHOLE, frames=frames, graph=graph, weights=self.weights.tensors, regions={}))
+            weights = self.weights.tensors
+            build(
+                self._lowering.ops(
+                    phase=WHOLE,
+                    frames=frames,
+                    graph=graph,
+                    weights=weights,
+                    regions={},
+                    position=weights.get("position"),
+                )
+            )
 
         return self._session.run((self._name, frames, key), build_graph, inputs)
 

@@ -246,7 +246,7 @@ class ClipNative(Native):
     def load(self, specs: Mapping[str, Spec], find: Find) -> Any:
         """Read and pack the weights of a pass."""
         plain, arrays = _split(specs)
-        shapes: Shapes = {}
+        shapes: Shapes = {"position": ("I32", (1,))}  # a clip starts at frame 0
         for spec in arrays:
             for suffix, shape in spec.arrays:
                 ne = shape[::-1]
@@ -255,9 +255,8 @@ class ClipNative(Native):
                 elif spec.kind == "lstm":
                     ne = (self.clip.lstm_floats(shape[1]),)
                 shapes[f"{spec.name}.{suffix}"] = ("F32", ne)
-        extra = TensorBuffer(self.lib, self.device, shapes) if shapes else None
+        extra = TensorBuffer(self.lib, self.device, shapes)
         for spec in arrays:
-            assert extra is not None
             for suffix, shape in spec.arrays:
                 name = f"{spec.name}.{suffix}"
                 values = find(name).read()
@@ -267,7 +266,7 @@ class ClipNative(Native):
                     extra.upload(name, values[:, 0].T)  # [taps][C]
                 else:
                     extra.upload(name, values)
-        return Weights(*([super().load(plain, find)] if plain else []), *([extra] if extra else []))
+        return Weights(*([super().load(plain, find)] if plain else []), extra)
 
 
 # -- portable: ggml's own operations, any device

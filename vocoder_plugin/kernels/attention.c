@@ -48,7 +48,7 @@ VP_INLINE void product(const float *x, int64_t x_step, const float *panel, int t
         vfloat w[VP_VECS];
         for (int v = 0; v < VP_VECS; v++) w[v] = *(const vfloat *)(panel + v * VP_LANES);
         for (int i = 0; i < rows; i++)
-            for (int v = 0; v < VP_VECS; v++) acc[i][v] += w[v] * x[i * x_step + k];
+            for (int v = 0; v < VP_VECS; v++) acc[i][v] = multiply_add(w[v], splat(x[i * x_step + k]), acc[i][v]);
     }
     for (int i = 0; i < rows; i++)
         for (int v = 0; v < VP_VECS; v++) {
@@ -70,7 +70,7 @@ static void product_rows(const float *x, int64_t x_step, const float *panel, int
 
 /* Scores [n] -> probabilities, their scale applied. */
 static void softmax(float *s, int64_t n, float scale) {
-    vfloat top = all(-INFINITY);
+    vfloat top = splat(-INFINITY);
     for (int64_t i = 0; i < n; i += VP_LANES) {
         vfloat v = load_some(s + i, n - i < VP_LANES ? (int)(n - i) : VP_LANES);
         for (int j = (int)(n - i); j < VP_LANES; j++) v[j] = -INFINITY;

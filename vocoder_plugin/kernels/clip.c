@@ -66,7 +66,8 @@ VP_API void vp_layer_norm(void *dst, int ith, int nth, void *userdata) {
                 const int n = channels - c;
                 vfloat sum = load_some(kernel_bias + c, n);
                 for (int j = j0; j < j1; j++)
-                    sum += load_some(kernel + (int64_t)j * channels + c, n) * load_some(row_of(x, first + j) + c, n);
+                    sum = multiply_add(load_some(kernel + (int64_t)j * channels + c, n),
+                                       load_some(row_of(x, first + j) + c, n), sum);
                 store_some(y + c, sum, n);
                 total += sum;
             }
@@ -80,13 +81,13 @@ VP_API void vp_layer_norm(void *dst, int ith, int nth, void *userdata) {
             vfloat d = load_some(from + c, channels - c) - mean;
             if (channels - c < VP_LANES)
                 for (int i = channels - c; i < VP_LANES; i++) d[i] = 0;
-            square += d * d;
+            square = multiply_add(d, d, square);
         }
         const float scale = 1.0f / sqrtf(sum_lanes(square) / channels + p->epsilon);
         for (int c = 0; c < channels; c += VP_LANES) {
             const int n = channels - c;
             vfloat v = (load_some(from + c, n) - mean) * scale;
-            store_some(y + c, v * load_some(weight + c, n) + load_some(bias + c, n), n);
+            store_some(y + c, multiply_add(v, load_some(weight + c, n), load_some(bias + c, n)), n);
         }
     }
 }
@@ -202,7 +203,7 @@ VP_API void vp_polar(void *dst, int ith, int nth, void *userdata) {
         float *y = row_of(dst, t);
         for (int k = 0; k < bins; k += VP_LANES) {
             const int n = bins - k;
-            vfloat sine, cosine, size = least(exp_lanes(load_some(from + k, n)), all(100.0f));
+            vfloat sine, cosine, size = least(exp_lanes(load_some(from + k, n)), splat(100.0f));
             sincos_lanes(load_some(from + bins + k, n), &sine, &cosine);
             store_some(y + k, size * cosine, n);
             store_some(y + bins + k, size * sine, n);

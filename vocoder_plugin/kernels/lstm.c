@@ -65,11 +65,12 @@ VP_API void vp_lstm(void *dst, int ith, int nth, void *userdata) {
             int k = 0;
             for (; k + 2 <= size; k += 2, w += 8 * VP_LANES)
                 for (int gate = 0; gate < 4; gate++) {
-                    even[gate] += *(const vfloat *)(w + gate * VP_LANES) * h[k];
-                    odd[gate] += *(const vfloat *)(w + (4 + gate) * VP_LANES) * h[k + 1];
+                    even[gate] = multiply_add(*(const vfloat *)(w + gate * VP_LANES), splat(h[k]), even[gate]);
+                    odd[gate] = multiply_add(*(const vfloat *)(w + (4 + gate) * VP_LANES), splat(h[k + 1]), odd[gate]);
                 }
             if (k < size)
-                for (int gate = 0; gate < 4; gate++) even[gate] += *(const vfloat *)(w + gate * VP_LANES) * h[k];
+                for (int gate = 0; gate < 4; gate++)
+                    even[gate] = multiply_add(*(const vfloat *)(w + gate * VP_LANES), splat(h[k]), even[gate]);
             vfloat i = sigmoid_lanes(even[0] + odd[0]), f = sigmoid_lanes(even[1] + odd[1]);
             vfloat g = tanh_lanes(even[2] + odd[2]), o = sigmoid_lanes(even[3] + odd[3]);
             vfloat c = f * load_some(cells + u, n) + i * g;
