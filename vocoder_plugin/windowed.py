@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from .clip_codec import ClipCodec
 
 # Chosen by measurement (docs/wavtokenizer.md): what follows a frame and what is decoded again before it, in seconds.
-LOOKAHEAD_SECONDS = 0.2
+LOOKAHEAD_SECONDS = 0.1
 CONTEXT_SECONDS = 2.0
+FADE_FRAMES = 1  # over which one window's samples give way to the next one's
 
 
 class _OneThread:
@@ -64,7 +65,8 @@ class WindowedDecoderStream(_OneThread):
 
     The decoder's group norms and attention see the whole clip, so the samples differ from offline
     ones, the less the longer the window (docs/wavtokenizer.md has the measurements). A stream whose
-    frames all arrive in one ``finish`` gives the offline samples.
+    frames all arrive in one ``finish`` gives the offline samples. From one window to the next there is a
+    short cross-fade, since they differ where they meet.
 
     A context manager. One thread at a time may use a stream (StreamError otherwise).
 
@@ -91,6 +93,7 @@ class WindowedDecoderStream(_OneThread):
     def _clear(self) -> None:
         self._codes = np.empty((self._codec.n_codebooks, 0), np.int32)  # from the context's first frame on
         self._given = 0  # frames of them whose samples are out
+        self._fading = np.empty(0, np.float32)  # the last window's samples after those
 
     def push(self, codes: np.ndarray) -> np.ndarray:
         """Codes [1, n] -> the samples that became available, float32 [m]; m may be 0.
@@ -120,7 +123,11 @@ class WindowedDecoderStream(_OneThread):
             if due <= self._given:
                 return np.empty(0, np.float32)
             hop = self._codec.hop_length
-            samples = self._codec.decode_clip(self._codes)[self._given * hop : due * hop]
+            window = self._codec.decode_clip(self._codes)
+            samples, n = window[self._given * hop : due * hop], self._fading.size
+            ramp = (np.arange(n, dtype=np.float32) + 0.5) / max(n, 1)
+            samples[:n] += (self._fading - samples[:n]) * (1 - ramp)
+            self._fading = window[due * hop : (due + FADE_FRAMES) * hop]
             drop = max(0, due - self.context_frames)
             self._codes, self._given = self._codes[:, drop:], due - drop
             return samples
