@@ -212,6 +212,18 @@ def test_graphs_are_reused(codec):
     assert size < 100_000
 
 
+@pytest.mark.parametrize("lowering", [None, "off"])
+def test_memory_grows_with_length_not_its_square(small_wavtokenizer_file, lowering):
+    """The scores of all frames against all would take 64 MB and 576 MB."""
+    sizes = []
+    for frames in (4000, 12000):
+        with Codec.load(small_wavtokenizer_file, n_threads=2, kernels=lowering) as codec:
+            codec.decode(np.zeros((1, frames), int))
+            sizes.append(codec.memory["compute"])
+    assert sizes[0] < 24e6
+    assert sizes[1] < 3.2 * sizes[0]
+
+
 # Speech
 
 

@@ -44,6 +44,7 @@ class ClipOps(Ops):
         return self._emit_group_norm(x, norm, groups, epsilon, swish)
 
     def gelu(self, x: Signal, *, tanh: bool = False) -> Signal:
+        """GELU by erf, or by tanh. It may take x's place: the largest signal of a block. Do not use x again."""
         return self._emit_gelu(x, tanh)
 
     def attention(self, q: Signal, k: Signal, v: Signal) -> Signal:
@@ -197,7 +198,9 @@ class ClipNativeOps(ClipOps, NativeOps):
 
     def _emit_gelu(self, x: Signal, tanh: bool) -> Signal:
         params = ClipParams(mode=int(tanh))
-        return replace(x, tensor=self._custom(self.clip.gelu, params, (x.channels, x.length), x.tensor))
+        self.g.keep.append(params)
+        y = self.lib.ggml_custom_inplace(self.c, x.tensor, None, 0, self.clip.gelu, -1, ctypes.addressof(params))
+        return replace(x, tensor=y)
 
     def _emit_attention(self, q: Signal, k: Signal, v: Signal) -> Signal:
         panel = self.clip.panel

@@ -47,6 +47,8 @@ ggml_tensor* ggml_cpy(ggml_context* ctx, ggml_tensor* a, ggml_tensor* b)
 ggml_tensor* ggml_custom_4d(ggml_context* ctx, ggml_type type, int64_t ne0, int64_t ne1,
     int64_t ne2, int64_t ne3, ggml_tensor** args, int n_args, ggml_custom_op_t fun, int n_tasks,
     void* userdata)
+ggml_tensor* ggml_custom_inplace(ggml_context* ctx, ggml_tensor* a, ggml_tensor** args, int n_args,
+    ggml_custom_op_t fun, int n_tasks, void* userdata)
 ggml_tensor* ggml_elu(ggml_context* ctx, ggml_tensor* a)
 ggml_tensor* ggml_exp(ggml_context* ctx, ggml_tensor* a)
 void ggml_free(ggml_context* ctx)
