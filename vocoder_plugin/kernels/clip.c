@@ -17,8 +17,6 @@ struct vp_clip {
     int32_t taps;        /* of the depthwise convolution, 0 for none */
 };
 
-VP_API int32_t vp_lanes(void) { return VP_LANES; }
-
 enum { KIND_GELU, KIND_TANH_GELU, KIND_ELU, KIND_EXP, KIND_SIN, KIND_COS, KIND_TANH, KIND_SIGMOID };
 
 /* One of the functions above on n values, n a multiple of VP_LANES: for measuring them. */
