@@ -113,6 +113,13 @@ def test_window_envelope_by_hand():
     )  # frames 0 and 1 at sample 30 of frame 0
 
 
+@pytest.mark.parametrize("frames", [1, 3, 7, 8, 9, 40])
+def test_window_envelope_of_any_length(frames):
+    square = passes.hann(80) ** 2
+    total = sum(np.pad(square, (HOP * i, HOP * (frames - 1 - i))) for i in range(frames))
+    np.testing.assert_allclose(passes.envelope_gain(frames, 80, HOP), 1 / total[30:-30], rtol=1e-6)
+
+
 def test_inverse_dft_is_numpys():
     n = 80
     rng = np.random.default_rng(0)
@@ -254,6 +261,15 @@ def test_speech_stream(codec, llm_0, wavtokenizer_reference):
         samples = np.concatenate([*parts, stream.flush()])
         assert (stream.report.frames, stream.report.invalid_tokens, stream.report.damaged_frames) == (90, 3, 3)
     np.testing.assert_array_equal(samples, codec.decode(codes))  # 90 frames are less than the lookahead
+
+
+def test_speech_for_a_file_is_offline_speech(codec, llm_0):
+    """With a lookahead beyond the end all frames are decoded at once."""
+    llm, ids = llm_0
+    codes = np.random.default_rng(8).integers(0, 64, (1, 400))
+    with SpeechStream(llm, codec, lookahead_frames=1 << 30) as stream:
+        assert [pcm for code in codes[0] for pcm in stream.push(ids[f"<|{code}|>"])] == []
+        np.testing.assert_array_equal(stream.flush(), codec.decode(codes))
 
 
 def test_generation(codec, llm_0):

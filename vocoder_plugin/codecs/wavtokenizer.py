@@ -136,10 +136,14 @@ def envelope_gain(n_frames: int, n_fft: int, hop: int) -> np.ndarray:
     square = np.zeros(pieces * hop)
     square[:n_fft] = hann(n_fft) ** 2
     rows = square.reshape(pieces, hop)
-    total = np.zeros((n_frames + pieces - 1, hop))
+    few = min(n_frames, 2 * pieces)  # the middle of a long clip is the same row again and again
+    total = np.zeros((few + pieces - 1, hop))
     for j in range(pieces):
-        total[j : j + n_frames] += rows[j]
-    return (1.0 / total.reshape(-1)[padding : padding + n_frames * hop]).astype(np.float32)
+        total[j : j + few] += rows[j]
+    with np.errstate(divide="ignore"):  # the window begins with 0, in what is cut off
+        gain = (1.0 / total).astype(np.float32)
+    gain = np.concatenate([gain[:pieces], np.repeat(gain[pieces : pieces + 1], n_frames - few, axis=0), gain[pieces:]])
+    return np.ascontiguousarray(gain.reshape(-1)[padding : padding + n_frames * hop])
 
 
 # -- encoder
