@@ -85,7 +85,11 @@ class ClipCodec(Codec):
         lib = library()
         compiled: Kernels | None = self._choose_kernels(device, kernels, precision)
         int16 = precision == "int16"
-        self._lowering = ClipNative(lib, device, compiled, int16=int16) if compiled else ClipPortable(lib, device)
+        self._lowering = (
+            ClipNative(lib, device, compiled, int16=int16, n_threads=n_threads)
+            if compiled
+            else ClipPortable(lib, device)
+        )
         self.lowering = f"native/{compiled.name}" if compiled else "portable"
         self.precision = precision
         self._clip_plans: dict[str, ClipPlan] = {}

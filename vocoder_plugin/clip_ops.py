@@ -240,8 +240,10 @@ class ClipNativeOps(ClipOps, NativeOps):
 class ClipNative(Native):
     """The lowering for the CPU with kernels."""
 
-    def __init__(self, lib: Library, device: Device, kernels: Kernels, *, int16: bool = False) -> None:
-        super().__init__(lib, device, kernels, int16=int16)
+    def __init__(
+        self, lib: Library, device: Device, kernels: Kernels, *, int16: bool = False, n_threads: int = 1
+    ) -> None:
+        super().__init__(lib, device, kernels, int16=int16, n_threads=n_threads)
         self.clip = ClipKernels(lib, kernels)
         values = {"kernels": kernels, "int16": int16, "clip": self.clip}
         self.ops = type("ClipNativeOps", (ClipNativeOps,), values)
