@@ -42,20 +42,17 @@ VP_INLINE void store_some(float *p, vfloat v, int n) {
 VP_INLINE vfloat fused(vfloat x, float a, float b) { return multiply_add(x, splat(a), splat(b)); }
 VP_INLINE vfloat step(vfloat p, vfloat x, float c) { return multiply_add(p, x, splat(c)); }
 
-VP_INLINE vfloat expm1_tail(vfloat r) { /* (e^r - 1 - r) / r^2 for |r| <= 0.35 */
-    vfloat p = fused(r, 1.3926251e-3f, 8.3632329e-3f);
-    p = step(p, r, 4.16665542e-2f);
-    p = step(p, r, 1.66665766e-1f);
-    return step(p, r, 0.5f);
-}
-
 VP_INLINE vfloat exp_lanes(vfloat x) { /* 0 below -87.3; at most e^88 */
     vint tiny = x < -87.3f;
     x = least(x, splat(88.0f));
     vfloat n = fused(x, 1.44269504f, MAGIC) - MAGIC;
     vfloat r = multiply_add(n, splat(-0.693359375f), x); /* ln 2 in two parts (Cody and Waite) */
     r = multiply_add(n, splat(2.12194440e-4f), r);
-    vfloat p = multiply_add(expm1_tail(r) * r, r, r) + 1.0f;
+    vfloat p = fused(r, 1.3926251e-3f, 8.3632329e-3f);
+    p = step(p, r, 4.16665542e-2f);
+    p = step(p, r, 1.66665766e-1f);
+    p = step(p, r, 0.5f);
+    p = multiply_add(p * r, r, r) + 1.0f;
     vint power = __builtin_convertvector(n, vint) << 23;
     return choose(tiny, splat(0.0f), (vfloat)((vint)p + power));
 }
@@ -68,13 +65,7 @@ VP_INLINE vfloat tanh_lanes(vfloat x) {
     return choose(x < 0.0f, -y, y);
 }
 
-VP_INLINE vfloat elu_lanes(vfloat x) {
-    /* e^x - 1 for x < 0: near 0 from the series of exp_lanes' own polynomial, so that no digits cancel */
-    vfloat r = most(x, splat(-0.35f));
-    vfloat near = multiply_add(expm1_tail(r) * r, r, r);
-    vfloat far = exp_lanes(least(x, splat(0.0f))) - 1.0f;
-    return choose(x > 0.0f, x, choose(x > -0.34f, near, far));
-}
+VP_INLINE vfloat elu_lanes(vfloat x) { return choose(x > 0.0f, x, exp_lanes(least(x, splat(0.0f))) - 1.0f); }
 
 /* x Phi(x) with 2 Phi(-|x|) = erfc(z) = exp(-z^2) t P(t), z = |x| / sqrt 2 and t = 1 / (1 + 0.35 z): one path for all x. */
 VP_INLINE vfloat gelu_lanes(vfloat x) {
