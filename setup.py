@@ -37,6 +37,8 @@ COMMON = [
 ]  # fmt: skip
 SOURCES = ("conv1d.c", "winograd.c", "single.c", "tile.c", "int16.c", "pack.c", "cpu.c")
 HEADERS = ("kernels.h", "snake.h", "tile.h", "conv1d.h")
+CLIP_SOURCES = ("clip.c", "attention.c", "lstm.c")  # for clip_ops.py
+CLIP_HEADERS = ("mathvec.h",)
 
 
 class BuildKernels(build_ext):
@@ -58,8 +60,8 @@ setup(
     ext_modules=[
         Extension(
             f"vocoder_plugin.kernels.{name}",
-            sources=[f"{FOLDER}/{source}" for source in SOURCES],
-            depends=[f"{FOLDER}/{header}" for header in HEADERS],
+            sources=[f"{FOLDER}/{source}" for source in (*SOURCES, *CLIP_SOURCES)],
+            depends=[f"{FOLDER}/{header}" for header in (*HEADERS, *CLIP_HEADERS)],
             extra_compile_args=[*COMMON, *flags],
             libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,

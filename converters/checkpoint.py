@@ -178,7 +178,7 @@ def _load_zip(path: Path) -> Checkpoint:
         raise ConversionError(f"{path}: a damaged checkpoint: {type(error).__name__}: {error}") from None
     if not isinstance(content, dict):
         raise ConversionError(f"{path}: holds a {type(content).__name__}, expected a dictionary")
-    nested = content.get("state_dict", content)
+    nested = content.get("state_dict", content.get("model_state_dict", content))
     if not isinstance(nested, dict):
         raise ConversionError(f"{path}: its state_dict is a {type(nested).__name__}, expected a dictionary")
     tensors = {str(name): value for name, value in nested.items() if isinstance(value, np.ndarray)}

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from tiny_llm import outetts_1_tokens, write_tiny_llm
 
 from vocoder_plugin import Codec
-from vocoder_plugin.converters import dac
+from vocoder_plugin.converters import dac, wavtokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 settings.register_profile("plain", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -77,3 +77,18 @@ def loudspeaker(monkeypatch) -> Loudspeaker:
     module = Loudspeaker()
     monkeypatch.setitem(sys.modules, "sounddevice", module)
     return module
+
+
+@pytest.fixture(scope="session")
+def small_wavtokenizer_file(tmp_path_factory) -> Path:
+    """A WavTokenizer in miniature, F32, in codec.cpp's dialect."""
+    path = tmp_path_factory.mktemp("codec") / "small_wavtokenizer.gguf"
+    wavtokenizer.convert(FIXTURES / "small_wavtokenizer.ckpt", path, type="f32")
+    return path
+
+
+@pytest.fixture(scope="session")
+def wavtokenizer_reference() -> dict[str, np.ndarray]:
+    """codes -> head, audio and wav -> encoded, by the original code."""
+    with np.load(FIXTURES / "small_wavtokenizer_ref.npz") as archive:
+        return dict(archive)

@@ -27,7 +27,8 @@ from vocoder_plugin.llm import generate_tokens
 PROMPT = "<|im_start|>\n<|text_start|>hello<|text_end|>\n<|audio_start|>\n"
 COMMANDS = {
     (): ["convert", "info", "encode", "decode", "generate", "doctor"],
-    ("convert",): ["dac"],
+    ("convert",): ["dac", "wavtokenizer"],
+    ("convert", "wavtokenizer"): ["SOURCE", "OUT", "--type", "--dialect", "codec.cpp|llama", "--config", "--force"],
     ("convert", "dac"): ["SOURCE", "OUT", "--type", "f32|f16|bf16|q8_0", "--sample-rate", "--force"],
     ("info",): ["FILE", "--tensors"],
     ("encode",): ["AUDIO", "OUT", "--codec", "--device", "--threads", "--force"],

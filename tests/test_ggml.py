@@ -29,6 +29,7 @@ def expected_ctype(c_type: str, bindings: dict) -> tuple:
         "void": (None,),
         "bool": (ctypes.c_bool,),
         "int": (ctypes.c_int,),
+        "float": (ctypes.c_float,),
         "int64_t": (ctypes.c_int64,),
         "size_t": (ctypes.c_size_t,),
         "uint8_t": (ctypes.c_uint8,),

@@ -18,6 +18,7 @@ import numpy as np
 from . import __version__
 from .errors import VocoderError
 from .options import precision_option
+from .wavtokenizer_commands import convert_wavtokenizer
 
 FILE_ERRORS = (VocoderError, OSError)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -228,6 +229,9 @@ def convert_dac(source: str, out: str, kind: str, sample_rate: int | None, force
     say(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB")
 
 
+convert.add_command(convert_wavtokenizer)
+
+
 @main.command()
 @click.argument("file", type=click.Path())
 @click.option("--tensors", is_flag=True, help="List every tensor too.")
@@ -235,13 +239,14 @@ def info(file: str, tensors: bool) -> None:
     """Say what the codec FILE holds."""
     from collections import Counter
 
-    from .codecs.dac_file import Tensors
+    from .codecs import dac_file, wavtokenizer_file
     from .gguf_file import GGUFFile
 
     gguf = GGUFFile(file)
-    click.echo(f"architecture  {gguf.get('general.architecture', str)}")
-    if gguf.metadata["general.architecture"] == "dac":
-        c = Tensors(gguf).config
+    architecture = gguf.get("general.architecture", str)
+    click.echo(f"architecture  {architecture}")
+    if architecture == "dac" or architecture in wavtokenizer_file.ARCHITECTURES:
+        c: Any = (dac_file if architecture == "dac" else wavtokenizer_file).Tensors(gguf).config
         click.echo(f"name          {c.name}")
         frame_rate = c.sample_rate / c.hop_length
         click.echo(f"sample rate   {c.sample_rate} Hz, {c.hop_length} samples a frame, {frame_rate:g} frames/s")

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import kernels as kernels_module
 from .audio import as_mono, resample
-from .codecs import dac
+from .codecs import dac, wavtokenizer_file
 from .codecs.dac_file import Tensors
 from .errors import AudioError, CodesError, ModelFileError, VocoderError
 from .ggml import Device, library
@@ -66,13 +66,8 @@ class Codec:
         self.has_decoder = bool(config.decoder_rates)
         self.device = device
         lib = library()
-        if kernels not in (None, "off", *kernels_module.available()):
-            choice = ", ".join([*kernels_module.available(), "off"])
-            raise VocoderError(f"no native kernels {kernels!r} that this CPU can run; there are {choice}")
-        compiled = kernels_module.load(lib, kernels) if device.is_cpu and kernels != "off" else None
+        compiled = self._choose_kernels(device, kernels, precision)
         int16 = precision == "int16"
-        if int16 and not compiled:
-            raise VocoderError("precision 'int16' needs the native kernels, which run on the CPU only")
         self._lowering: Lowering = (
             Native(lib, device, compiled, int16=int16, n_threads=n_threads) if compiled else Portable(lib, device)
         )
@@ -92,6 +87,16 @@ class Codec:
         self._chunk_frames = max(
             round(CHUNK_SECONDS * self.frame_rate), *(p.first_frames for p in self._plans.values())
         )
+
+    @staticmethod
+    def _choose_kernels(device: Device, kernels: str | None, precision: str) -> kernels_module.Kernels | None:
+        if kernels not in (None, "off", *kernels_module.available()):
+            choice = ", ".join([*kernels_module.available(), "off"])
+            raise VocoderError(f"no native kernels {kernels!r} that this CPU can run; there are {choice}")
+        compiled = kernels_module.load(library(), kernels) if device.is_cpu and kernels != "off" else None
+        if precision == "int16" and not compiled:
+            raise VocoderError("precision 'int16' needs the native kernels, which run on the CPU only")
+        return compiled
 
     @classmethod
     def load(
@@ -130,14 +135,16 @@ class Codec:
         """
         file = GGUFFile(path)
         architecture = file.get("general.architecture", str)
-        if architecture != "dac":
-            raise ModelFileError(f"{file.path}: architecture {architecture!r} is not supported (expected 'dac')")
+        kind = _kind_of(architecture)
+        if kind is None:
+            known = ", ".join(map(repr, ("dac", *wavtokenizer_file.ARCHITECTURES)))
+            raise ModelFileError(f"{file.path}: architecture {architecture!r} is not supported (expected {known})")
         if n_threads is not None and n_threads < 1:
             raise ValueError(f"n_threads is {n_threads}, expected at least 1")
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
         threads = n_threads or getattr(llm, "n_threads", None) or usable_cores()
-        return cls(file, _choose_device(llm, device), n_threads=threads, kernels=kernels, precision=precision)
+        return kind(file, _choose_device(llm, device), n_threads=threads, kernels=kernels, precision=precision)
 
     # -- offline
 
@@ -332,6 +339,15 @@ def _build_encode(config: dac.Config, lowering: Lowering, net: GraphOps) -> None
 
 
 BUILDERS = {"decode": _build_decode, "encode": _build_encode}
+
+
+def _kind_of(architecture: str) -> type[Codec] | None:
+    """The class for a file's architecture."""
+    if architecture in wavtokenizer_file.ARCHITECTURES:
+        from .clip_codec import ClipCodec  # a subclass of Codec
+
+        return ClipCodec
+    return Codec if architecture == "dac" else None
 
 
 def usable_cores() -> int:

@@ -96,7 +96,16 @@ class TableSpec:
     dim: int
 
 
-Spec = ConvSpec | SnakeSpec | TableSpec
+@dataclass(frozen=True)
+class ArraysSpec:
+    """Any other layer's weights: (suffix, shape in torch's layout) of each; ``kind`` tells a lowering what they are."""
+
+    name: str
+    kind: str
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+Spec = ConvSpec | SnakeSpec | TableSpec | ArraysSpec
 
 
 @dataclass(frozen=True)

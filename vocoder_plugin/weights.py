@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import ModelFileError
-from .plan import ConvSpec, SnakeSpec, Spec
+from .plan import ArraysSpec, ConvSpec, SnakeSpec, Spec
 
 
 class Stored(NamedTuple):
@@ -42,6 +42,8 @@ def expected_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
         return {f"{spec.name}.weight": (*channels, spec.kernel), f"{spec.name}.bias": (spec.out_channels,)}
     if isinstance(spec, SnakeSpec):
         return {f"{spec.name}.alpha": (spec.channels,)}
+    if isinstance(spec, ArraysSpec):
+        return {f"{spec.name}.{suffix}": shape for suffix, shape in spec.arrays}
     return {spec.name: (spec.size, spec.dim)}
 
 

@@ -1,0 +1,195 @@
+"""Operations over whole clips against NumPy in float64, on every lowering."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from vocoder_plugin import ggml, kernels
+from vocoder_plugin.clip_ops import QUERY_TILE, ClipNative, ClipPlan, ClipPortable
+from vocoder_plugin.graph import Graph, Session
+from vocoder_plugin.kernels.clip import ClipKernels
+from vocoder_plugin.plan import WHOLE, Signal
+from vocoder_plugin.weights import Stored
+
+LIB = ggml.library()
+VARIANTS = kernels.available()
+LOWERINGS = [*VARIANTS, "portable"]
+
+
+def run(name: str, forward, *signals: np.ndarray, weights=None, state=None, threads: int = 2) -> list[np.ndarray]:
+    """A forward pass of signals [C, T] over a clip -> its outputs, signals as [C, T]."""
+    device = LIB.device()
+    low = ClipPortable(LIB, device) if name == "portable" else ClipNative(LIB, device, kernels.load(LIB, name))
+    weights = weights or {}
+    plan = ClipPlan()
+    extra = (None,) if state is not None else ()
+    forward(plan, *(Signal(None, *x.shape, 1, 0) for x in signals), *extra)
+    stored = {n: Stored(w.shape, lambda w=w: w.astype(np.float32)) for n, w in weights.items()}
+    buffer = low.load(plan.specs, stored.__getitem__)
+    session = Session(LIB, device, n_threads=threads)
+    native = name != "portable"
+
+    def build(graph: Graph) -> None:
+        tensors = buffer.tensors
+        ops = low.ops(phase=WHOLE, frames=1, graph=graph, weights=tensors, regions={}, position=tensors.get("position"))
+        inputs = [Signal(graph.input("F32", *low.input_shape(*x.shape), 1), *x.shape, 1, 0) for x in signals]
+        extra = (graph.input("F32", *state.shape[::-1]),) if state is not None else ()
+        y = forward(ops, *inputs, *extra)
+        if state is not None:
+            y, after = y
+        shape = (y.length, y.channels) if native else (y.channels, y.length)
+        graph.output(y.tensor, "F32", *shape)
+        if state is not None:
+            graph.output(after, "F32", *state.shape)
+
+    arrays = [np.ascontiguousarray(x.T if native else x, np.float32) for x in signals]
+    y, *rest = session.run("test", build, [*arrays, *([state.astype(np.float32)] if state is not None else [])])
+    session.close()
+    buffer.close()
+    return [y.T if native else y, *rest]
+
+
+def error(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+EXACT = {
+    "gelu": np.vectorize(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2)))),
+    "tanh_gelu": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "exp": np.exp,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tanh": np.tanh,
+    "sigmoid": sigmoid,
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", EXACT)
+def test_functions(variant, kind):
+    x = np.linspace(-20, 20, 1 << 14).astype(np.float32)
+    got = ClipKernels(LIB, kernels.load(LIB, variant)).map(kind, x)
+    expected = EXACT[kind](x.astype(np.float64))
+    bound = 3e-7 * np.maximum(np.abs(expected), 1.0)
+    if kind == "exp":
+        bound = 3e-7 * expected
+    assert (np.abs(got - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_functions_far_out(variant):
+    clip = ClipKernels(LIB, kernels.load(LIB, variant))
+    far = np.resize(np.array([-1e30, -1e4, -200, -88, 88, 200, 1e4, 1e30], np.float32), 16)
+    np.testing.assert_array_equal(clip.map("gelu", far), np.where(far > 0, far, 0))
+    np.testing.assert_array_equal(clip.map("tanh", far), np.sign(far))
+    np.testing.assert_allclose(clip.map("sigmoid", far), far > 0, atol=1e-37)
+    np.testing.assert_array_equal(clip.map("elu", far), np.where(far > 0, far, -1))
+    assert clip.map("exp", far)[:3].tolist() == [0, 0, 0]
+    phases = np.resize(np.array([1e5, -3e6, 12345.5], np.float32), 16)
+    np.testing.assert_allclose(clip.map("sin", phases), np.sin(phases.astype(np.float64)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOWERINGS)
+@pytest.mark.parametrize(("channels", "frames"), [(8, 1), (33, 3), (64, 50)])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_layer_norm(name, channels, frames, depthwise):
+    rng = np.random.default_rng(channels)
+    x = rng.standard_normal((channels, frames)) * 3 + 1
+    w = {"n.weight": rng.standard_normal(channels), "n.bias": rng.standard_normal(channels)}
+    w |= {"d.weight": rng.standard_normal((channels, 1, 7)), "d.bias": rng.standard_normal(channels)}
+    y = x
+    if depthwise:
+        padded = np.pad(x, ((0, 0), (3, 3)))
+        y = sum(w["d.weight"][:, 0, j, None] * padded[:, j : j + frames] for j in range(7)) + w["d.bias"][:, None]
+    expected = (y - y.mean(0)) / np.sqrt(y.var(0) + 1e-6) * w["n.weight"][:, None] + w["n.bias"][:, None]
+    (got,) = run(
+        name, lambda net, x: net.layer_norm(x, "n", epsilon=1e-6, depthwise="d" if depthwise else None), x, weights=w
+    )
+    assert error(got, expected) < 1e-6
+
+
+@pytest.mark.parametrize("name", LOWERINGS)
+@pytest.mark.parametrize(("channels", "groups", "frames"), [(64, 32, 1), (96, 32, 300), (12, 1, 7)])
+@pytest.mark.parametrize("swish", [False, True])
+def test_group_norm(name, channels, groups, frames, swish):
+    rng = np.random.default_rng(frames)
+    x = rng.standard_normal((channels, frames)) * 2 + 5
+    w = {"n.weight": rng.standard_normal(channels), "n.bias": rng.standard_normal(channels)}
+    parts = x.reshape(groups, -1)
+    y = (parts - parts.mean(1, keepdims=True)) / np.sqrt(parts.var(1, keepdims=True) + 1e-6)
+    y = y.reshape(x.shape) * w["n.weight"][:, None] + w["n.bias"][:, None]
+    expected = y * sigmoid(y) if swish else y
+    for threads in (1, 3):
+        (got,) = run(
+            name, lambda net, x: net.group_norm(x, "n", groups=groups, epsilon=1e-6, swish=swish), x, weights=w,
+            threads=threads,
+        )  # fmt: skip
+        assert error(got, expected) < 2e-6
+
+
+@pytest.mark.parametrize("name", LOWERINGS)
+@pytest.mark.parametrize(("channels", "frames"), [(8, 1), (40, 31), (64, 100), (16, QUERY_TILE + 3)])
+def test_attention(name, channels, frames):
+    rng = np.random.default_rng(frames)
+    q, k, v = (rng.standard_normal((channels, frames)) * 2 for _ in range(3))
+    scores = q.T @ k / math.sqrt(channels)
+    p = np.exp(scores - scores.max(1, keepdims=True))
+    expected = v @ (p / p.sum(1, keepdims=True)).T
+    for threads in (1, 2):
+        (got,) = run(name, lambda net, q, k, v: net.attention(q, k, v), q, k, v, threads=threads)
+        assert error(got, expected) < 2e-6
+
+
+@pytest.mark.parametrize("name", LOWERINGS)
+@pytest.mark.parametrize(("frames", "left", "right"), [(9, 3, 3), (4, 3, 2), (1, 3, 3), (2, 0, 4), (20, 0, 0)])
+def test_reflection_with_elu(name, frames, left, right):
+    """As EnCodec reflects, which continues a clip that is too short with zeros first."""
+    x = np.random.default_rng(frames).standard_normal((5, frames))
+    y = EXACT["elu"](x)
+    missing = max(0, max(left, right) + 1 - frames)
+    expected = np.pad(np.pad(y, ((0, 0), (0, missing))), ((0, 0), (left, right)), mode="reflect")
+    (got,) = run(name, lambda net, x: net.pad_reflect(x, left=left, right=right, elu=True), x)
+    np.testing.assert_allclose(got, expected[:, : left + frames + right], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOWERINGS)
+def test_polar(name):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.standard_normal((41, 6)) * 4, rng.standard_normal((41, 6)) * 20])
+    size = np.minimum(np.exp(x[:41]), 100)
+    (got,) = run(name, lambda net, x: net.polar(x), x)
+    assert error(got, np.concatenate([size * np.cos(x[41:]), size * np.sin(x[41:])])) < 1e-6
+    assert (size == 100).any()
+
+
+@pytest.mark.parametrize("name", LOWERINGS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("units", "frames"), [(5, 1), (32, 20), (33, 7)])
+def test_lstm(name, threads, units, frames):
+    rng = np.random.default_rng(units)
+    x = rng.standard_normal((units, frames))
+    w = {
+        "l.ih_l0.weight": rng.standard_normal((4 * units, units, 1)) / math.sqrt(units),
+        "l.ih_l0.bias": rng.standard_normal(4 * units) * 0.2,
+        "l.hh_l0.weight": rng.standard_normal((4 * units, units)) / math.sqrt(units),
+    }
+    state = rng.standard_normal((2, units)) * 0.5
+    h, c = state
+    expected = []
+    for t in range(frames):
+        gates = w["l.ih_l0.weight"][:, :, 0] @ x[:, t] + w["l.ih_l0.bias"] + w["l.hh_l0.weight"] @ h
+        i, f, g, o = gates.reshape(4, units)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        expected.append(h)
+    got, after = run(name, lambda net, x, s: net.lstm(x, "l", 0, s), x, weights=w, state=state, threads=threads)
+    assert error(got, np.stack(expected, 1)) < 1e-6
+    assert error(after, np.stack([h, c])) < 1e-6
