@@ -417,7 +417,7 @@ def test_bad_codec_file(codes_file, wav_file, tmp_path, command, content):
 
 def test_language_model_as_codec(codes_file, llm_file, tmp_path):
     message = refusal(run("decode", codes_file, tmp_path / "out.wav", "--codec", llm_file))
-    assert message == f"{llm_file}: architecture 'llama' is not supported (expected 'dac')"
+    assert message.startswith(f"{llm_file}: architecture 'llama' is not supported (expected 'dac', ")
 
 
 def test_unknown_device(codes_file, small_dac_file, tmp_path):

@@ -8,6 +8,7 @@ clip that is first and last chunk in one, so nothing here keeps history. ``ClipO
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -171,8 +172,9 @@ def _split(specs: Mapping[str, Spec]) -> tuple[dict[str, Spec], list[ArraysSpec]
 # -- native: channels-last, one kernel call an operation
 
 
+@dataclass
 class ClipNativeOps(ClipOps, NativeOps):
-    clip: ClipKernels
+    clip: ClipKernels = None  # type: ignore[assignment]
 
     def _custom(self, function: Any, params: ctypes.Structure, ne: tuple[int, int], *sources: Tensor) -> Tensor:
         arguments = _pointers(self.lib, list(sources))
@@ -245,8 +247,7 @@ class ClipNative(Native):
     ) -> None:
         super().__init__(lib, device, kernels, int16=int16, n_threads=n_threads)
         self.clip = ClipKernels(lib, kernels)
-        values = {"kernels": kernels, "int16": int16, "clip": self.clip}
-        self.ops = type("ClipNativeOps", (ClipNativeOps,), values)
+        self.ops = functools.partial(ClipNativeOps, kernels=kernels, int16=int16, clip=self.clip)
 
     def load(self, specs: Mapping[str, Spec], find: Find) -> Any:
         """Read and pack the weights of a pass."""

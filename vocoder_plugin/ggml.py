@@ -239,7 +239,7 @@ class LogBridge:
     _lock = threading.Lock()
     _users = 0
     _previous: tuple[Any, ctypes.c_void_p]
-    _callback: Any = None
+    _callback: Any = None  # made once: each would be a reference cycle
 
     def __init__(self, lib: Library) -> None:
         self._lib = lib
@@ -255,7 +255,7 @@ class LogBridge:
             cls._users += 1
             if cls._users == 1:
                 cls._previous = self._current()
-                cls._callback = self._lib.bindings["ggml_log_callback"](_forward(*cls._previous))
+                cls._callback = cls._callback or self._lib.bindings["ggml_log_callback"](_forward())
                 self._lib.ggml_log_set(cls._callback, None)
         return self
 
@@ -263,13 +263,15 @@ class LogBridge:
         cls = LogBridge
         with cls._lock:
             cls._users -= 1
-            if cls._users == 0:
-                address = ctypes.cast(self._current()[0], ctypes.c_void_p).value
-                if address == ctypes.cast(cls._callback, ctypes.c_void_p).value:
-                    self._lib.ggml_log_set(*cls._previous)
+            if cls._users == 0 and _address(self._current()[0]) == _address(cls._callback):
+                self._lib.ggml_log_set(*cls._previous)
 
 
-def _forward(callback: Any, data: ctypes.c_void_p) -> Any:
+def _address(function: Any) -> int | None:
+    return ctypes.c_void_p.from_buffer(function).value  # ctypes.cast would make a reference cycle
+
+
+def _forward() -> Any:
     level_before = logging.INFO
 
     def log(level: int, text: bytes, _data: object) -> None:
@@ -278,6 +280,7 @@ def _forward(callback: Any, data: ctypes.c_void_p) -> Any:
         message = text.decode("utf-8", "replace").rstrip()
         if message and logger.isEnabledFor(level_before):
             logger.log(level_before, message)
+        callback, data = LogBridge._previous
         if callback:
             callback(level, text, data)
 

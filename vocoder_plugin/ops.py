@@ -11,10 +11,12 @@ A lowering knows how weights are stored for it (``load``) and makes the ``Ops`` 
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -92,9 +94,10 @@ class GraphOps(Ops):
 # -- native: channels-last, one kernel call a convolution
 
 
+@dataclass
 class NativeOps(GraphOps):
-    kernels: Kernels
-    int16: bool
+    kernels: Kernels = None  # type: ignore[assignment]
+    int16: bool = False
 
     def _state_view(self, state: Tensor, region: Region, first: int, rows: int) -> Tensor:
         step = region.channels * F32
@@ -197,8 +200,13 @@ class NativeOps(GraphOps):
 
 
 def _pointers(lib: Library, tensors: list[Tensor]) -> ctypes.Array:
-    kind = ctypes.POINTER(lib.bindings["ggml_tensor"])
-    return (kind * len(tensors))(*tensors)
+    return _pointer_array(lib.bindings["ggml_tensor"], len(tensors))(*tensors)
+
+
+@functools.cache
+def _pointer_array(kind: Any, count: int) -> Any:
+    """The ctypes array of pointers; kept, as each type made anew would be a reference cycle."""
+    return ctypes.POINTER(kind) * count
 
 
 class Native:
@@ -210,7 +218,7 @@ class Native:
         self, lib: Library, device: Device, kernels: Kernels, *, int16: bool = False, n_threads: int = 1
     ) -> None:
         self.lib, self.device, self.kernels, self.int16, self.n_threads = lib, device, kernels, int16, n_threads
-        self.ops = type("NativeOps", (NativeOps,), {"kernels": kernels, "int16": int16})
+        self.ops: Callable[..., NativeOps] = functools.partial(NativeOps, kernels=kernels, int16=int16)
 
     def input_shape(self, channels: int, rows: int) -> tuple[int, ...]:
         return (channels, rows)

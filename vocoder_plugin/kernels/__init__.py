@@ -17,6 +17,7 @@ import numpy as np
 
 from ..ggml import Library
 
+Four = ctypes.c_int64 * 4
 FOLDER = Path(__file__).parent
 SUFFIX = ".dll" if sys.platform == "win32" else ".so"
 VARIANTS = ("avx512vnni", "avx512", "avx2", "baseline")  # best first
@@ -63,7 +64,7 @@ class Kernels:
         self._handle = ctypes.CDLL(str(path))
         tensor = lib.bindings["ggml_tensor"]
         offsets = [getattr(tensor, field).offset for field in ("data", "ne", "nb", "src")]
-        self._handle.vp_set_layout((ctypes.c_int64 * 4)(*offsets))
+        self._handle.vp_set_layout(Four(*offsets))
         self.panel, self.lanes = int(self._handle.vp_panel()), int(self._handle.vp_lanes())
         self.conv1d = ctypes.cast(self._handle.vp_conv1d, lib.bindings["ggml_custom_op_t"])
         self.conv1d_single = ctypes.cast(self._handle.vp_conv1d_single, lib.bindings["ggml_custom_op_t"])
@@ -106,8 +107,7 @@ class Kernels:
 
 def _shape_and_strides(weight: np.ndarray) -> tuple[Any, ...]:
     assert weight.dtype == np.float32 and weight.ndim == 4
-    shape = (ctypes.c_int64 * 4)(*weight.shape)
-    return ctypes.c_void_p(weight.ctypes.data), shape, (ctypes.c_int64 * 4)(*(stride // 4 for stride in weight.strides))
+    return ctypes.c_void_p(weight.ctypes.data), Four(*weight.shape), Four(*(stride // 4 for stride in weight.strides))
 
 
 @functools.cache

@@ -9,12 +9,28 @@ static _Thread_local struct {
     size_t floats;
 } scratch;
 
+#if !defined(_WIN32) /* free it when the thread ends */
+#include <pthread.h>
+static pthread_key_t key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static void make_key(void) {
+    if (pthread_key_create(&key, free)) abort();
+}
+static void freed_at_exit(void *memory) {
+    pthread_once(&once, make_key);
+    pthread_setspecific(key, memory);
+}
+#else
+static void freed_at_exit(void *memory) { (void)memory; } /* ggml keeps its threads there */
+#endif
+
 float *scratch_get(size_t floats) {
     if (scratch.floats < floats) {
         free(scratch.data);
         scratch.data = malloc(floats * sizeof(float));
         scratch.floats = scratch.data ? floats : 0;
         if (!scratch.data) abort(); /* as ggml does when it is out of memory */
+        freed_at_exit(scratch.data);
     }
     return scratch.data;
 }
