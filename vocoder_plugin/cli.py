@@ -20,6 +20,7 @@ from .errors import VocoderError
 from .options import precision_option
 from .wavtokenizer_commands import convert_wavtokenizer
 
+WHOLE_CLIP = 1 << 30  # frames of lookahead
 FILE_ERRORS = (VocoderError, OSError)
 F = TypeVar("F", bound=Callable[..., Any])
 Write = Callable[[np.ndarray], Any]
@@ -302,7 +303,7 @@ def decode(
     """Decode the codes in CODES (.npz, as `encode` writes it) to OUT.
 
     OUT is a .wav, .flac or .ogg file, or - for wav on standard output. It appears when it is
-    complete, or with --streaming grows from the start; the samples are the same.
+    complete, or with --streaming grows from the start; the samples of exact codecs (DAC) are the same.
 
     \b
     Play without a file:  vocoder-plugin decode codes.npz - --codec dac.gguf --raw | aplay -f S16_LE -r 24000
@@ -407,7 +408,10 @@ def generate(
         check_output(out, force=force)
     prompt = read_text(prompt_file)
     llm = load_llm(model, n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, n_threads=threads, seed=seed)
-    with load_codec(codec_file, device, threads, llm) as codec, SpeechStream(llm, codec) as speech:
+    with ExitStack() as opened:
+        codec = opened.enter_context(load_codec(codec_file, device, threads, llm))
+        wait = not (stream or play or codec.exact_streams)  # for the end: a whole clip sounds better than windows
+        speech = opened.enter_context(SpeechStream(llm, codec, lookahead_frames=WHOLE_CLIP if wait else None))
         start = time.perf_counter()
         tokens = generate_tokens(llm, prompt, end=speech.vocabulary.end, max_tokens=max_tokens, temp=temperature)
         count, length = 0, 0.0

@@ -68,6 +68,8 @@ class ClipCodec(Codec):
     much docs/wavtokenizer.md tells. ``encoder_stream()`` is exact.
     """
 
+    exact_streams = False
+
     def __init__(self, file: GGUFFile, device: Device, *, n_threads: int, kernels: str | None, precision: str) -> None:
         tensors = Tensors(file)
         self._find = tensors.find

@@ -45,12 +45,16 @@ class Codec:
     n_codebooks, codebook_size : int
         A frame has n_codebooks codes, each from 0 to codebook_size - 1.
     has_encoder, has_decoder : bool
+    exact_streams : bool
+        Whether streams can give the samples of offline decoding.
     device : Device
     lowering : str
         ``native/avx512`` and the like, or ``portable``.
     precision : str
         ``float32`` or ``int16``.
     """
+
+    exact_streams = True
 
     def __init__(self, file: GGUFFile, device: Device, *, n_threads: int, kernels: str | None, precision: str) -> None:
         self._tensors = Tensors(file)
