@@ -37,7 +37,7 @@ COMMON = [
 ]  # fmt: skip
 SOURCES = ("conv1d.c", "winograd.c", "single.c", "tile.c", "int16.c", "pack.c", "cpu.c")
 HEADERS = ("kernels.h", "snake.h", "tile.h", "conv1d.h")
-CLIP_SOURCES = ("clip.c", "attention.c", "lstm.c")  # for clip_ops.py
+CLIP_SOURCES = ("clip.c", "attention.c", "lstm.c", "window.c")  # for clip_ops.py and window_ops.py
 CLIP_HEADERS = ("mathvec.h",)
 
 

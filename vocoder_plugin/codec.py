@@ -112,6 +112,7 @@ class Codec:
         n_threads: int | None = None,
         kernels: str | None = None,
         precision: str = "float32",
+        **options: Any,
     ) -> Codec:
         """Load a codec from a GGUF file.
 
@@ -129,6 +130,9 @@ class Codec:
         precision : {"float32", "int16"}
             Of the products in convolutions. ``"int16"`` is faster and halves the memory of the
             weights, at about 50 dB from float32 (docs/accuracy.md); native kernels only.
+        **options
+            Of Mimi: ``n_codebooks`` (int, default 8) to use, and ``sliding_window`` (int, positions) for
+            a file that does not say it and whose window is not Kyutai's 250.
 
         Raises
         ------
@@ -141,14 +145,16 @@ class Codec:
         architecture = file.get("general.architecture", str)
         kind = _kind_of(architecture)
         if kind is None:
-            known = ", ".join(map(repr, ("dac", *wavtokenizer_file.ARCHITECTURES)))
+            known = ", ".join(map(repr, ("dac", *wavtokenizer_file.ARCHITECTURES, "mimi")))
             raise ModelFileError(f"{file.path}: architecture {architecture!r} is not supported (expected {known})")
         if n_threads is not None and n_threads < 1:
             raise ValueError(f"n_threads is {n_threads}, expected at least 1")
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
         threads = n_threads or getattr(llm, "n_threads", None) or usable_cores()
-        return kind(file, _choose_device(llm, device), n_threads=threads, kernels=kernels, precision=precision)
+        return kind(
+            file, _choose_device(llm, device), n_threads=threads, kernels=kernels, precision=precision, **options
+        )
 
     # -- offline
 
@@ -351,6 +357,10 @@ def _kind_of(architecture: str) -> type[Codec] | None:
         from .clip_codec import ClipCodec  # a subclass of Codec
 
         return ClipCodec
+    if architecture == "mimi":
+        from .mimi_codec import MimiCodec
+
+        return MimiCodec
     return Codec if architecture == "dac" else None
 
 

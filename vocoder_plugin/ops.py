@@ -24,7 +24,7 @@ from .ggml import Device, Library
 from .graph import Graph, TensorBuffer
 from .kernels import SOURCES, Conv1dParams, Kernels
 from .packing import Packing, Shapes, pad_kernel
-from .plan import ConvSpec, Ops, Region, Signal, SnakeSpec, Spec, TableSpec, Tensor, Window
+from .plan import ELU, Activation, ConvSpec, Ops, Region, Signal, SnakeSpec, Spec, TableSpec, Tensor, Window
 from .weights import Find
 
 F32 = 4  # bytes
@@ -111,6 +111,10 @@ class NativeOps(GraphOps):
         ne, nb = x.contents.ne, x.contents.nb
         return self.lib.ggml_view_3d(self.c, x, ne[0], rows, ne[2], nb[1], nb[2], first * nb[1])
 
+    def _emit_repeated(self, x: Signal, rows: int) -> Tensor:
+        ne, nb = x.tensor.contents.ne, x.tensor.contents.nb
+        return self.lib.ggml_view_3d(self.c, x.tensor, ne[0], rows, ne[2], 0, nb[2], 0)  # every row is the first
+
     def _call_conv1d(
         self,
         window: Window,
@@ -121,7 +125,7 @@ class NativeOps(GraphOps):
         dilation: int,
         stride: int,
         delay: int,
-        snake: SnakeSpec | None,
+        snake: Activation | None,
         skip: tuple[Window, int] | None = None,
     ) -> Tensor:
         """One node: [outputs, rows, B]."""
@@ -133,7 +137,7 @@ class NativeOps(GraphOps):
             "chunk": window.signal.tensor,
             "history": window.history,
         }
-        if snake:
+        if isinstance(snake, SnakeSpec):
             sources.update(alpha=self.w[snake.name + ".alpha"], inverse=self.w[snake.name + ".inverse"])
         if skip:
             sources.update(skip_chunk=skip[0].signal.tensor, skip_history=skip[0].history)
@@ -147,6 +151,7 @@ class NativeOps(GraphOps):
             block=packing.block,
             together=packing.together,
             int16=packing.integers,
+            elu=snake is ELU,
             zeros=window.zeros,
             skip_zeros=skip[0].zeros if skip else 0,
             skip_first=skip[1] if skip else 0,
@@ -168,7 +173,7 @@ class NativeOps(GraphOps):
         spec: ConvSpec,
         timed: Signal,
         dilation: int,
-        snake: SnakeSpec | None,
+        snake: Activation | None,
         skip: tuple[Window, int] | None,
     ) -> Signal:
         if timed.length == 0:
@@ -180,7 +185,7 @@ class NativeOps(GraphOps):
         return replace(timed, tensor=y)  # [C, T, B]
 
     def _emit_conv_transpose1d(
-        self, window: Window, spec: ConvSpec, timed: Signal, blocks: int, crop: int, snake: SnakeSpec | None
+        self, window: Window, spec: ConvSpec, timed: Signal, blocks: int, crop: int, snake: Activation | None
     ) -> Signal:
         outputs = spec.out_channels * spec.stride
         y = self._call_conv1d(window, spec, outputs=outputs, rows=blocks, dilation=1, stride=1, delay=0, snake=snake)
@@ -276,6 +281,13 @@ class PortableOps(GraphOps):
         ne, nb = x.contents.ne, x.contents.nb
         return self.lib.ggml_view_3d(self.c, x, rows, ne[1], ne[2], nb[1], nb[2], first * F32)
 
+    def _emit_repeated(self, x: Signal, rows: int) -> Tensor:
+        first = self.lib.ggml_cont(self.c, self._rows_view(x.tensor, 0, 1))
+        joined = first
+        for _ in range(rows - 1):
+            joined = self.lib.ggml_concat(self.c, joined, first, 0)
+        return joined
+
     def _zeros(self, rows: int, channels: int) -> Tensor:
         step = rows * F32
         return self.lib.ggml_view_3d(self.c, self.w["zeros"], rows, channels, self.batch, step, step * channels, 0)
@@ -305,10 +317,10 @@ class PortableOps(GraphOps):
         ne, nb = x.contents.ne, x.contents.nb
         return nb[1] == ne[0] * F32 and (ne[2] == 1 or nb[2] == ne[0] * ne[1] * F32)
 
-    def _snake_of(self, x: Tensor, spec: SnakeSpec | None) -> Tensor:
+    def _snake_of(self, x: Tensor, spec: Activation | None) -> Tensor:
         """MUL, SIN, SQR, MUL, ADD: the chain that CUDA, Vulkan and Metal run as one kernel."""
-        if spec is None:
-            return x
+        if not isinstance(spec, SnakeSpec):
+            return self.lib.ggml_elu(self.c, x) if spec is ELU else x
         lib, c = self.lib, self.c
         s = lib.ggml_sqr(c, lib.ggml_sin(c, lib.ggml_mul(c, x, self.w[spec.name + ".alpha"])))
         return lib.ggml_add(c, x, lib.ggml_mul(c, s, self.w[spec.name + ".inverse"]))
@@ -319,7 +331,7 @@ class PortableOps(GraphOps):
         spec: ConvSpec,
         timed: Signal,
         dilation: int,
-        snake: SnakeSpec | None,
+        snake: Activation | None,
         skip: tuple[Window, int] | None,
     ) -> Signal:
         if timed.length == 0:
@@ -342,7 +354,7 @@ class PortableOps(GraphOps):
         return replace(timed, tensor=y)  # [T, out, B]
 
     def _emit_conv_transpose1d(
-        self, window: Window, spec: ConvSpec, timed: Signal, blocks: int, crop: int, snake: SnakeSpec | None
+        self, window: Window, spec: ConvSpec, timed: Signal, blocks: int, crop: int, snake: Activation | None
     ) -> Signal:
         lib, c = self.lib, self.c
         x = self._snake_of(self._joined(window), snake)  # [R, in, B]

@@ -88,6 +88,15 @@ class SnakeSpec:
 
 
 @dataclass(frozen=True)
+class EluSpec:
+    """ELU in Snake's place; it has no weights."""
+
+
+ELU = EluSpec()
+Activation = SnakeSpec | EluSpec
+
+
+@dataclass(frozen=True)
 class TableSpec:
     """Rows of an embedding, or of a codebook to search; ``size`` rows of ``dim`` values."""
 
@@ -144,38 +153,61 @@ class Ops:
         stride: int = 1,
         dilation: int = 1,
         padding: int | None = None,
+        causal: bool = False,
+        replicate: bool = False,
         snake: str | None = None,
+        elu: bool = False,
         add: Signal | None = None,
     ) -> Signal:
-        """Convolution of snake(x) with optional residual ``add``; padding defaults to "same" for stride 1."""
+        """Convolution of snake(x) or elu(x) with optional residual ``add``; padding defaults to "same" for stride 1.
+
+        A causal one has all its padding before the stream, so its outputs do not lag: zeros, or the
+        first sample again and again where ``replicate`` is set.
+        """
         spec = ConvSpec(name, x.channels, out, kernel, stride)
         span = (kernel - 1) * dilation + 1
         padding = span // 2 if padding is None else padding
+        if causal:
+            padding = span - stride
         # the last outputs wait for `span - padding` samples beyond their own position
         delay = -(-(x.delay + span - padding) // stride) - 1
         history = padding - x.delay + delay * stride
-        window = self._window(x, name, history=history, before=padding, after=padding)
+        after = 0 if causal else padding
+        window = self._window(x, name, history=history, before=padding, after=after, replicate=replicate)
         length = max(0, (window.rows - span) // stride + 1)
         timed = Signal(None, out, length, x.rate // stride, delay)
         skip = self._lagging(add, timed, name) if add is not None else None
-        return self._emit_conv1d(window, spec, timed, dilation, self._snake(snake, x), skip)
+        return self._emit_conv1d(window, spec, timed, dilation, ELU if elu else self._snake(snake, x), skip)
 
     def conv_transpose1d(
-        self, x: Signal, name: str, *, out: int, kernel: int, stride: int, padding: int, snake: str | None = None
+        self,
+        x: Signal,
+        name: str,
+        *,
+        out: int,
+        kernel: int,
+        stride: int,
+        padding: int = 0,
+        causal: bool = False,
+        snake: str | None = None,
+        elu: bool = False,
     ) -> Signal:
-        """Transposed convolution of snake(x), cropped by ``padding`` at both ends of the stream.
+        """Transposed convolution of snake(x) or elu(x), cropped by ``padding`` at both ends of the stream.
+
+        A causal one gives ``stride`` outputs an input and is cropped at the end alone.
 
         Written as a plain convolution: block t of ``stride`` outputs reads inputs t, t-1, … t-taps+1.
         """
         spec = ConvSpec(name, x.channels, out, kernel, stride, transposed=True)
         reach = spec.taps - 1
-        window = self._window(x, name, history=reach, before=reach, after=reach)
+        window = self._window(x, name, history=reach, before=reach, after=0 if causal else reach)
         blocks = max(0, window.rows - reach)
         crop = padding if self.phase.first else 0
-        crop_end = spec.taps * stride - kernel + padding if self.phase.last else 0
+        crop_end = spec.taps * stride - kernel + padding if self.phase.last and not causal else 0
         length = blocks * stride - crop - crop_end
         timed = Signal(None, out, length, x.rate * stride, x.delay * stride + padding)
-        return self._emit_conv_transpose1d(window, spec, timed, blocks, crop, self._snake(snake, x))
+        activation = ELU if elu else self._snake(snake, x)
+        return self._emit_conv_transpose1d(window, spec, timed, blocks, crop, activation)
 
     def tanh(self, x: Signal) -> Signal:
         return self._emit_tanh(x)
@@ -198,12 +230,16 @@ class Ops:
     def _snake(self, name: str | None, x: Signal) -> SnakeSpec | None:
         return SnakeSpec(name, x.channels) if name else None
 
-    def _window(self, x: Signal, name: str, *, history: int, before: int, after: int) -> Window:
+    def _window(
+        self, x: Signal, name: str, *, history: int, before: int, after: int, replicate: bool = False
+    ) -> Window:
+        repeated = before if replicate and self.phase.first else 0
+        older = self._emit_repeated(x, repeated) if repeated else None
         window = Window(
             signal=x,
-            history=None if self.phase.first else self._emit_history(x, name, history),
-            history_rows=0 if self.phase.first else history,
-            zeros=before if self.phase.first else 0,
+            history=older if self.phase.first else self._emit_history(x, name, history),
+            history_rows=repeated if self.phase.first else history,
+            zeros=before - repeated if self.phase.first else 0,
             zeros_after=after if self.phase.last else 0,
         )
         if not self.phase.last:
@@ -227,13 +263,13 @@ class Ops:
         spec: ConvSpec,
         timed: Signal,
         dilation: int,
-        snake: SnakeSpec | None,
+        snake: Activation | None,
         skip: tuple[Window, int] | None,
     ) -> Signal:
         raise NotImplementedError
 
     def _emit_conv_transpose1d(
-        self, window: Window, spec: ConvSpec, timed: Signal, blocks: int, crop: int, snake: SnakeSpec | None
+        self, window: Window, spec: ConvSpec, timed: Signal, blocks: int, crop: int, snake: Activation | None
     ) -> Signal:
         raise NotImplementedError
 
@@ -247,6 +283,10 @@ class Ops:
         raise NotImplementedError
 
     def _emit_history(self, x: Signal, name: str, rows: int) -> Tensor:
+        raise NotImplementedError
+
+    def _emit_repeated(self, x: Signal, rows: int) -> Tensor:
+        """The first row of x, ``rows`` times."""
         raise NotImplementedError
 
     def _emit_remember(self, window: Window, name: str, rows: int) -> None:
@@ -276,9 +316,9 @@ class Plan(Ops):
     state_floats: int = 0
     first_frames: int = 1
 
-    def _timed(self, signal: Signal, *specs: Spec | None) -> Signal:
+    def _timed(self, signal: Signal, *specs: Spec | EluSpec | None) -> Signal:
         for spec in specs:
-            if spec is not None:
+            if spec is not None and not isinstance(spec, EluSpec):
                 self.specs[spec.name] = spec
         self.first_frames = max(self.first_frames, -(-(signal.delay + 1) // signal.rate))
         return signal
@@ -301,6 +341,9 @@ class Plan(Ops):
     def _emit_history(self, x: Signal, name: str, rows: int) -> Tensor:
         self.regions[name] = Region(self.state_floats, x.channels, rows)
         self.state_floats += x.channels * rows
+
+    def _emit_repeated(self, x: Signal, rows: int) -> Tensor:
+        pass
 
     def _emit_remember(self, window: Window, name: str, rows: int) -> None:
         pass

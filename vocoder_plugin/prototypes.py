@@ -86,6 +86,8 @@ ggml_tensor* ggml_reshape_1d(ggml_context* ctx, ggml_tensor* a, int64_t ne0)
 ggml_tensor* ggml_reshape_2d(ggml_context* ctx, ggml_tensor* a, int64_t ne0, int64_t ne1)
 ggml_tensor* ggml_reshape_3d(ggml_context* ctx, ggml_tensor* a, int64_t ne0, int64_t ne1,
     int64_t ne2)
+ggml_tensor* ggml_reshape_4d(ggml_context* ctx, ggml_tensor* a, int64_t ne0, int64_t ne1,
+    int64_t ne2, int64_t ne3)
 void ggml_set_input(ggml_tensor* tensor)
 ggml_tensor* ggml_set_name(ggml_tensor* tensor, const char* name)
 void ggml_set_output(ggml_tensor* tensor)
@@ -107,6 +109,8 @@ ggml_tensor* ggml_view_2d(ggml_context* ctx, ggml_tensor* a, int64_t ne0, int64_
     size_t nb1, size_t offset)
 ggml_tensor* ggml_view_3d(ggml_context* ctx, ggml_tensor* a, int64_t ne0, int64_t ne1,
     int64_t ne2, size_t nb1, size_t nb2, size_t offset)
+ggml_tensor* ggml_view_4d(ggml_context* ctx, ggml_tensor* a, int64_t ne0, int64_t ne1,
+    int64_t ne2, int64_t ne3, size_t nb1, size_t nb2, size_t nb3, size_t offset)
 """
 
 

@@ -77,7 +77,7 @@ class Pass:
                 for i, state in enumerate(states):
                     state.memory.copy("state", slots, f"in[{i}]")
             position = np.array([0 if phase.first else state.frames % POSITIONS for state in states], np.int32)
-            inputs = [position, *inputs]
+            inputs = [position, *self._context(states, phase, frames), *inputs]
             key = (self.name, phase, frames, batch)
             outputs = self.session.run(key, lambda graph: self._build_graph(graph, slots, phase, frames, batch), inputs)
             if not phase.last:
@@ -85,6 +85,10 @@ class Pass:
                     slots.copy(f"out[{i}]", state.memory, "state")
                     state.frames = frames if phase.first else state.frames + frames
         return outputs
+
+    def _context(self, states: Sequence[State], phase: Phase, frames: int) -> list[np.ndarray]:
+        """What ``build`` declares as inputs before those of ``run``, besides the position."""
+        return []
 
     def _new_slots(self, batch: int) -> TensorBuffer:
         shape = ("F32", (max(1, self.plan.state_floats), batch))

@@ -45,6 +45,7 @@ class Conv1dParams(ctypes.Structure):
             "block",
             "together",
             "int16",
+            "elu",
             "zeros",
             "skip_zeros",
             "skip_first",

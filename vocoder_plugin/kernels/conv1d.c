@@ -49,7 +49,7 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
     const size_t panel_weights = (size_t)p->taps * packed_channels(channels, p->int16) * VP_PANEL;
     const char *weight = tensor_data(tensor_src(dst, p->weight));
     const float *scale = source_floats(dst, p->scale), *bias = source_floats(dst, p->bias);
-    const float *alpha = source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
+    const float *alpha = p->elu ? &vp_elu : source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
     const int has_skip = p->skip_chunk >= 0 || p->skip_history >= 0;
 
     int64_t row0 = 0, row1 = n_rows;

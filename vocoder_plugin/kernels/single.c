@@ -23,7 +23,7 @@ VP_API void vp_conv1d_single(void *dst, int ith, int nth, void *userdata) {
     const void *chunk = tensor_src(dst, p->chunk), *history = tensor_src(dst, p->history);
     const int channels = (int)tensor_ne(chunk ? chunk : history, 0), padded = whole_vectors(channels);
     const float *weight = source_floats(dst, p->weight), *bias = source_floats(dst, p->bias);
-    const float *alpha = source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
+    const float *alpha = p->elu ? &vp_elu : source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
     const int64_t n_rows = tensor_ne(dst, 1), n_batch = tensor_ne(dst, 2);
     const int64_t row0 = n_rows * ith / nth, row1 = n_rows * (ith + 1) / nth;
     const size_t step = row_step(channels);

@@ -2,7 +2,10 @@
 
 #include <stdlib.h>
 
+#include "mathvec.h"
 #include "snake.h"
+
+const float vp_elu = 1.0f;
 
 static _Thread_local struct {
     float *data;
@@ -40,9 +43,12 @@ void pack_rows(float *out, size_t step, const struct window *w, int64_t first, i
     for (int64_t r = 0; r < n; r++, out += step) {
         const float *row = window_row(w, first + r);
         if (!row) {
-            memset(out, 0, channels * sizeof(float)); /* snake(0) = 0 */
+            memset(out, 0, channels * sizeof(float)); /* snake(0) = elu(0) = 0 */
         } else if (!alpha) {
             memcpy(out, row, channels * sizeof(float));
+        } else if (alpha == &vp_elu) {
+            for (int c = 0; c < channels; c += VP_LANES)
+                store_some(out + c, elu_lanes(load_some(row + c, channels - c)), channels - c);
         } else {
             int c = 0;
             for (; c + VP_LANES <= channels; c += VP_LANES)

@@ -11,7 +11,10 @@
 /* Memory of this thread, kept from call to call; its content is not. */
 float *scratch_get(size_t floats);
 
-/* Copy rows [first, first + n) of the window, Snake applied (alpha NULL: none), into rows of `step` floats. */
+/* Stands for alpha where the activation is ELU. */
+extern const float vp_elu;
+
+/* Copy rows [first, first + n) of the window, Snake applied (alpha NULL: none, &vp_elu: ELU), into rows of `step` floats. */
 void pack_rows(float *out, size_t step, const struct window *w, int64_t first, int64_t n, int channels,
                const float *alpha, const float *inverse);
 

@@ -87,7 +87,7 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
     const int panels = (outputs + VP_PANEL - 1) / VP_PANEL, d = p->dilation;
     const char *weight = tensor_data(tensor_src(dst, p->weight));
     const float *scale = source_floats(dst, p->scale), *bias = source_floats(dst, p->bias);
-    const float *alpha = source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
+    const float *alpha = p->elu ? &vp_elu : source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
     const size_t step = row_step(channels), bytes = p->int16 ? sizeof(int16_t) : sizeof(float);
     const size_t point_weights = (size_t)packed_channels(channels, p->int16) * VP_PANEL;
 

@@ -1,0 +1,323 @@
+"""Mimi as a Codec: exact streams both ways, codes of fewer codebooks, and the latents before quantisation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .audio import as_mono, resample
+from .codec import Codec
+from .codecs import mimi
+from .codecs.mimi_file import Tensors
+from .errors import AudioError, CodesError
+from .ggml import Device, library
+from .gguf_file import GGUFFile
+from .graph import Session
+from .plan import FIRST, MIDDLE, Phase, Signal
+from .stream import DecoderStream, EncoderStream, Pass, State
+from .weights import check_shapes
+from .window_ops import Attention, WindowNative, WindowPlan, WindowPortable
+
+CHUNK_FRAMES = 8  # of long input: weights are read rarely enough, and activations stay in cache
+Net = Any  # WindowNativeOps or WindowPortableOps, which have no common class beyond their methods
+
+
+@dataclass
+class RingState(State):
+    """``ring``: keys and values of each layer's last positions [layers, capacity, 2 * channels]; see window.c."""
+
+    ring: np.ndarray | None = None
+
+
+class WindowPass(Pass):
+    """A pass with causal transformers. ``shared`` is another with the same weights and state."""
+
+    def __init__(self, *args: Any, sizes: Attention, shared: WindowPass | None = None) -> None:
+        self.sizes = sizes
+        if shared is None:
+            super().__init__(*args)
+            return
+        self.name, self.session, self._lowering, self.plan, _, self._build = args
+        self.weights, self._slots = shared.weights, shared._slots
+
+    def new_state(self) -> RingState:
+        state = super().new_state()
+        ring = None
+        if isinstance(self._lowering, WindowNative):
+            s = self.sizes
+            ring = np.zeros((s.layers, s.capacity, 2 * s.heads * s.head_dim), np.float32)
+        return RingState(state.memory, ring=ring)
+
+    def _context(self, states: Sequence[State], phase: Phase, frames: int) -> list[np.ndarray]:
+        s, n = self.sizes, frames * mimi.STEPS
+        positions = [0 if phase.first else state.frames * mimi.STEPS for state in states]
+        turns = np.stack([s.turns(position, n) for position in positions])  # [B, n, D]
+        past = [min(position, s.window - 1) for position in positions]
+        if isinstance(self._lowering, WindowNative):
+            addresses = [state.ring.ctypes.data for state in states]  # type: ignore[attr-defined]
+            rows = [
+                (address & 0xFFFFFFFF, address >> 32, position % s.capacity, before)
+                for address, position, before in zip(addresses, positions, past, strict=True)
+            ]
+            return [np.array(rows, np.uint32).view(np.int32), turns]
+        history = 0 if phase.first else s.window - 1
+        masks = np.stack([s.mask(before, history, n) for before in past])
+        half = s.head_dim // 2
+        return [
+            masks,
+            *(np.ascontiguousarray(part.transpose(0, 2, 1)) for part in (turns[..., :half], turns[..., half:])),
+        ]
+
+
+def _next_chunk(waiting: int, most: int, started: bool) -> tuple[Phase, int] | None:
+    """Of a stream whose outputs do not lag: there is nothing to flush, and no chunk is the last."""
+    return (MIDDLE if started else FIRST, min(waiting, most)) if waiting else None
+
+
+class MimiDecoderStream(DecoderStream):
+    """See DecoderStream. Samples do not lag; ``push`` takes codes of any number of codebooks."""
+
+    def _next_chunk(self, last: bool) -> tuple[Phase, int] | None:
+        return _next_chunk(self._pending_frames, self._chunk_frames, self._started)
+
+
+class MimiEncoderStream(EncoderStream):
+    """See EncoderStream. ``push_latents`` gives the latents before quantisation in place of codes.
+
+    A stream may be asked for either at any time: both advance it.
+    """
+
+    _codec: MimiCodec
+
+    def __init__(self, codec: MimiCodec, passes: dict[str, Pass], chunk_frames: int) -> None:
+        self._passes = passes
+        super().__init__(codec, passes["encode"], chunk_frames)
+
+    def __enter__(self) -> MimiEncoderStream:
+        return self
+
+    def _next_chunk(self, last: bool) -> tuple[Phase, int] | None:
+        return _next_chunk(self._pending_frames, self._chunk_frames, self._started)
+
+    def push_latents(self, samples: np.ndarray) -> np.ndarray:
+        """Mono samples at the codec's rate, float32 [n] -> latents float32 [m, latent_dim]; m may be 0."""
+        return self._latents(self.push, samples)
+
+    def flush_latents(self) -> np.ndarray:
+        """End the stream: the remaining latents; a last partial frame is filled with zeros."""
+        return self.finish_latents(np.empty(0, np.float32))
+
+    def finish_latents(self, samples: np.ndarray) -> np.ndarray:
+        """``push_latents`` and ``flush_latents`` in one."""
+        return self._latents(self.finish, samples)
+
+    def _latents(self, advance: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> np.ndarray:
+        self._pass = self._passes["latents"]
+        try:
+            return advance(samples)
+        finally:
+            self._pass = self._passes["encode"]
+
+    def _run_chunk(self, phase: Phase, frames: int, chunk: np.ndarray) -> np.ndarray:
+        outputs = self._pass.run([self._state], phase, frames, [np.ascontiguousarray(chunk)])
+        return outputs[0][0] if self._pass is self._passes["latents"] else np.stack(outputs)
+
+    def _codes(self, outputs: list[np.ndarray]) -> np.ndarray:
+        if self._pass is self._passes["encode"]:
+            return super()._codes(outputs)
+        return np.concatenate([np.empty((0, self._codec.latent_dim), np.float32), *outputs])
+
+
+class MimiCodec(Codec):
+    """Mimi on one device; see Codec for what all codecs offer.
+
+    Attributes
+    ----------
+    n_codebooks : int
+        Codebooks that ``encode`` gives; ``decode`` takes as many or fewer.
+    latent_dim : int
+        Values of a frame's latents.
+    """
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        device: Device,
+        *,
+        n_threads: int,
+        kernels: str | None,
+        precision: str,
+        n_codebooks: int | None = None,
+        sliding_window: int | None = None,
+    ) -> None:
+        self._tensors = tensors = Tensors(file, n_codebooks=n_codebooks, sliding_window=sliding_window)  # type: ignore[assignment]
+        self._mimi = config = tensors.config
+        self.path = file.path
+        self.name = config.name
+        self.sample_rate = config.sample_rate
+        self.hop_length = config.hop_length
+        self.frame_rate = config.sample_rate / config.hop_length
+        self.n_codebooks = config.n_codebooks
+        self.codebook_size = config.codebook_size
+        self.latent_dim = config.latent_dim
+        self.has_encoder = config.has_encoder
+        self.has_decoder = config.has_decoder
+        self.device = device
+        lib = library()
+        compiled = self._choose_kernels(device, kernels, precision)
+        int16 = precision == "int16"
+        lowering = (
+            WindowNative(lib, device, compiled, int16=int16, n_threads=n_threads)
+            if compiled
+            else WindowPortable(lib, device)
+        )
+        self._lowering = lowering  # type: ignore[assignment]
+        self.lowering = f"native/{compiled.name}" if compiled else "portable"
+        self.precision = precision
+        self._chunk_frames = CHUNK_FRAMES
+        self._sizes = config.attention(CHUNK_FRAMES)
+        self._plans = {}
+        self._decoder_delay = 0
+        if self.has_decoder:
+            self._plans["decode"] = plan = WindowPlan(rings=compiled is not None)
+            mimi.decode(plan, config, None, self._sizes)
+        if self.has_encoder:
+            self._plans["encode"] = plan = WindowPlan(rings=compiled is not None)
+            samples = Signal(None, 1, config.hop_length, config.hop_length, 0)
+            mimi.quantise(plan, config, mimi.encode(plan, config, samples, self._sizes))
+        for planned in self._plans.values():
+            check_shapes(planned.specs, tensors.find, path=file.path)
+        self._session = Session(lib, device, n_threads=n_threads)
+        self._passes = {}
+
+    def _pass(self, name: str) -> Pass:
+        with self._session.lock:
+            if name not in self._passes:
+                shared: Any = self._pass("encode") if name == "latents" else None
+                plan = self._plans["encode" if shared else name]
+                build = functools.partial(BUILDERS[name], self._mimi, self._lowering, self._sizes)
+                self._passes[name] = WindowPass(
+                    name, self._session, self._lowering, plan, self._tensors.find, build,
+                    sizes=self._sizes, shared=shared,
+                )  # type: ignore[arg-type]  # fmt: skip
+            return self._passes[name]
+
+    # -- offline
+
+    def encode(self, audio: np.ndarray, sample_rate: int, *, n_codebooks: int | None = None) -> np.ndarray:
+        """Samples to codes int32 [n_codebooks, n_frames], by default of all codebooks; see Codec.encode."""
+        if n_codebooks is not None and not self._mimi.n_semantic <= n_codebooks <= self.n_codebooks:
+            raise ValueError(f"n_codebooks is {n_codebooks}, expected {self._mimi.n_semantic} to {self.n_codebooks}")
+        return super().encode(audio, sample_rate)[:n_codebooks]
+
+    def encode_latents(self, audio: np.ndarray, sample_rate: int | None = None) -> np.ndarray:
+        """Samples to latents before quantisation.
+
+        Parameters
+        ----------
+        audio : float array [n_samples] or [n_samples, channels]
+            Nominally in [-1, 1]; channels are averaged, other rates resampled.
+        sample_rate : int, optional
+            Of ``audio``, in Hz; by default the codec's.
+
+        Returns
+        -------
+        float32 array [n_frames, latent_dim]
+            n_frames = ceil(samples at the codec's rate / hop_length); the end is padded with zeros.
+
+        Raises
+        ------
+        AudioError
+            For audio of a wrong type or shape, empty, or with values that are not finite.
+        """
+        samples = resample(as_mono(audio), sample_rate or self.sample_rate, self.sample_rate)
+        if samples.size == 0:
+            raise AudioError("there are no samples to encode")
+        with self.encoder_stream() as stream:
+            return stream.finish_latents(samples)
+
+    def decoded_length(self, n_frames: int) -> int:
+        return n_frames * self.hop_length
+
+    # -- streams
+
+    def decoder_stream(self, *, lookahead_frames: int | None = None) -> MimiDecoderStream:
+        """A stream from codes to samples (see DecoderStream), which do not lag."""
+        self._need(self.has_decoder, "decoder")
+        pass_ = self._pass("decode")
+        return MimiDecoderStream(self, pass_, self._chunk_frames, delay=0, lookahead_frames=lookahead_frames)
+
+    def encoder_stream(self) -> MimiEncoderStream:
+        """A stream from mono samples at ``sample_rate`` to codes or latents, exact (see MimiEncoderStream)."""
+        self._need(self.has_encoder, "encoder")
+        passes = {name: self._pass(name) for name in ("encode", "latents")}
+        return MimiEncoderStream(self, passes, self._chunk_frames)
+
+    # -- checks
+
+    def check_codes(self, codes: np.ndarray) -> np.ndarray:
+        """The codes as int32 [n_codebooks, n], -1 for acoustic codebooks left out; else CodesError."""
+        codes = np.asarray(codes)
+        most, least = self.n_codebooks, self._mimi.n_semantic
+        if codes.ndim != 2 or not least <= codes.shape[0] <= most or codes.dtype.kind not in "iu":
+            if codes.dtype.kind in "iu" and least != most:
+                raise CodesError(f"codes have shape {codes.shape}, expected ({least} to {most}, n_frames)")
+            return super().check_codes(codes)
+        lowest = np.where(np.arange(codes.shape[0]) < least, 0, -1)[:, np.newaxis]
+        wrong = (codes < lowest) | (codes >= self.codebook_size)
+        if wrong.any():
+            q, t = np.argwhere(wrong)[0]
+            raise CodesError(
+                f"code {codes[q, t]} of codebook {q}, frame {t}, is out of range "
+                f"(expected 0 to {self.codebook_size - 1})"
+            )
+        missing = np.full((most - codes.shape[0], codes.shape[1]), -1, np.int32)
+        return np.concatenate([codes.astype(np.int32), missing])
+
+    def code_rows(self, codes: np.ndarray) -> np.ndarray:
+        """Checked codes [n_codebooks, n] -> rows of the joined codebooks, frame by frame, int32 [n * n_codebooks]."""
+        rows = codes + np.arange(self.n_codebooks, dtype=np.int32)[:, np.newaxis] * self.codebook_size
+        rows[codes < 0] = self.n_codebooks * self.codebook_size  # the row of zeros
+        return np.ascontiguousarray(rows.T).reshape(-1)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes on the device: weights loaded so far, and the compute buffer."""
+        weights = {id(pass_.weights): pass_.weights.nbytes for pass_ in self._passes.values()}
+        return {"weights": sum(weights.values()), "compute": self._session.compute_bytes}
+
+
+def _build_decode(c: mimi.Config, _lowering: Any, sizes: Attention, net: Net) -> None:
+    net.declare(sizes, net.frames * mimi.STEPS)
+    codes = net.g.input("I32", net.frames * c.n_codebooks * net.batch)
+    samples = mimi.decode(net, c, codes, sizes)
+    net.g.output(samples.tensor, "F32", net.batch, samples.length)
+
+
+def _build_latents(c: mimi.Config, lowering: Any, sizes: Attention, net: Net) -> None:
+    latents = _latents(c, lowering, sizes, net)
+    tensor = latents.tensor
+    if isinstance(lowering, WindowPortable):
+        tensor = net._transposed(tensor)
+    net.g.output(tensor, "F32", net.batch, latents.length, latents.channels)
+
+
+def _build_encode(c: mimi.Config, lowering: Any, sizes: Attention, net: Net) -> None:
+    for tensor in mimi.quantise(net, c, _latents(c, lowering, sizes, net)):
+        net.g.output(tensor, "I32", int(tensor.contents.ne[0]))
+
+
+def _latents(c: mimi.Config, lowering: Any, sizes: Attention, net: Net) -> Signal:
+    net.declare(sizes, net.frames * mimi.STEPS)
+    n = net.frames * c.hop_length
+    samples = net.g.input("F32", *lowering.input_shape(1, n), net.batch)
+    return mimi.encode(net, c, Signal(samples, 1, n, c.hop_length, 0), sizes)
+
+
+BUILDERS: dict[str, Callable[..., None]] = {
+    "decode": _build_decode, "encode": _build_encode, "latents": _build_latents,
+}  # fmt: skip
