@@ -96,10 +96,15 @@ def test_the_window_matters_in_these_weights(model, codec):
     codes = np.random.default_rng(60).integers(0, 2048, (8, 250))
     with Codec.load(codec.path, n_threads=2, sliding_window=600) as wide:
         difference = relative_error(wide.decode(codes)[-HOP * 50 :], codec.decode(codes)[-HOP * 50 :])
-    assert difference > 1e-3
+    assert difference > 1e-4  # against 1e-6 of agreement
 
 
-def test_steps_agree_with_moshi(tmp_path):
+def test_agrees_with_moshi(tmp_path):
+    """Offline over 12 s, and step by step until the window is full.
+
+    From then on moshi's steps differ from its own offline results by 1e-3: its ring has room for 250 positions,
+    and a step writes two before the first of them looks, so that one sees 249.
+    """
     loaders = pytest.importorskip("moshi.models.loaders")
     safetensors = pytest.importorskip("safetensors.torch")
     torch.manual_seed(8)
@@ -113,28 +118,28 @@ def test_steps_agree_with_moshi(tmp_path):
     for module in reference.modules():  # the codebooks that moshi derived from the sums before
         if hasattr(module, "_embedding"):
             module._embedding = None
-    safetensors.save_file(
-        {k: v.contiguous() for k, v in reference.state_dict().items()}, tmp_path / "moshi.safetensors"
-    )
+    weights = {name: values.contiguous() for name, values in reference.state_dict().items()}
+    safetensors.save_file(weights, tmp_path / "moshi.safetensors")
     mimi.convert(tmp_path / "moshi.safetensors", tmp_path / "moshi.gguf")
-    codes = np.random.default_rng(3).integers(0, 2048, (8, 150))  # 300 positions
-    samples = speech_like(150 * HOP / 24000, 5)
+    frames, steps = 150, 124
+    codes = np.random.default_rng(3).integers(0, 2048, (8, frames))
+    samples = speech_like(frames * HOP / 24000, 5)
     with Codec.load(tmp_path / "moshi.gguf", n_threads=2) as codec, torch.no_grad():
+        audio = reference.decode(torch.from_numpy(codes[None]))[0, 0].numpy()
+        latents = reference.encode_to_latent(torch.from_numpy(samples)[None, None], quantize=False)[0].T.numpy()
+        errors = [
+            relative_error(codec.decode(codes), audio),
+            relative_error(codec.encode_latents(samples), latents),
+        ]
         with codec.decoder_stream() as stream, reference.streaming(1):
-            ours, theirs = [], []
-            for i in range(codes.shape[1]):
-                ours.append(stream.push(codes[:, i : i + 1]))
-                theirs.append(reference.decode(torch.from_numpy(codes[None, :, i : i + 1]))[0, 0].numpy())
-        decoded = relative_error(np.concatenate(ours), np.concatenate(theirs))
+            for i in range(steps):
+                step = codes[:, i : i + 1]
+                theirs = reference.decode(torch.from_numpy(step[None]))[0, 0].numpy()
+                errors.append(relative_error(stream.push(step), theirs))
         with codec.encoder_stream() as stream, reference.streaming(1):
-            ours, theirs = [], []
-            for i in range(150):
+            for i in range(steps):
                 step = samples[i * HOP : (i + 1) * HOP]
-                ours.append(stream.push_latents(step))
-                theirs.append(
-                    reference.encode_to_latent(torch.from_numpy(step)[None, None], quantize=False)[0].T.numpy()
-                )
-        encoded = relative_error(np.concatenate(ours), np.concatenate(theirs))
-    print(f"moshi steps: decode {decoded:.2e}, latents {encoded:.2e}")
-    assert decoded <= 1e-5
-    assert encoded <= 1e-5
+                theirs = reference.encode_to_latent(torch.from_numpy(step)[None, None], quantize=False)[0].T.numpy()
+                errors.append(relative_error(stream.push_latents(step), theirs))
+    print(f"moshi: decode {errors[0]:.2e}, latents {errors[1]:.2e}; worst step {max(errors[2:]):.2e}")
+    assert max(errors) <= 1e-5
