@@ -1,0 +1,67 @@
+"""Mimi's converter: both packages' names, precision, and checkpoints that are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from vocoder_plugin import Codec, ConversionError
+from vocoder_plugin.converters import mimi
+
+
+@pytest.fixture(scope="module")
+def reference(fixtures) -> dict[str, np.ndarray]:
+    with np.load(fixtures / "tiny_mimi_hf_ref.npz") as archive:
+        return dict(archive)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("f32", 2e-6), ("f16", 2e-3), ("bf16", 2e-2), ("q8_0", 3e-2)])
+def test_from_transformers(fixtures, reference, tmp_path, kind, tolerance):
+    mimi.convert(fixtures / "tiny_mimi_hf", tmp_path / "tiny.gguf", type=kind)
+    with Codec.load(tmp_path / "tiny.gguf") as codec:
+        audio = codec.decode(reference["codes"])
+        error = np.linalg.norm(audio - reference["audio"]) / np.linalg.norm(reference["audio"])
+        assert error < tolerance
+        agreement = (codec.encode(reference["wav"], 24000) == reference["encoded"]).mean()
+        assert agreement == 1 if kind == "f32" else agreement > 0.5
+
+
+def test_moshis_order_of_queries_and_keys():
+    rows = np.arange(8, dtype=np.float32)[:, np.newaxis]
+    assert mimi._halves_first(rows, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("encoder.model.1.block.3.conv.conv.weight", "enc.l1.block.3.conv.w"),
+        ("decoder.model.2.convtr.convtr.bias", "dec.l2.conv.b"),
+        ("decoder_transformer.transformer.layers.3.self_attn.in_proj_weight", "dtr.l3.attn.in_proj.w"),
+        ("encoder_transformer.transformer.layers.0.self_attn.out_projs.0.weight", "etr.l0.attn.o_proj.w"),
+        ("encoder_transformer.layers.0.mlp.fc2.weight", "etr.l0.mlp.fc2.w"),
+        ("quantizer.rvq_rest.vq.layers.4._codebook.embedding_sum", "q.a.layers.4.cb.embedding_sum"),
+        ("encoder.layers.0.conv.weight", "enc.l0.conv.w"),
+        ("something.else", None),
+    ],
+)
+def test_names(name, expected):
+    assert mimi._file_name(name) == expected
+
+
+@pytest.mark.parametrize(("key", "value"), [("use_causal_conv", False), ("num_residual_layers", 2), ("head_dim", -1)])
+def test_a_config_that_is_not_supported(fixtures, tmp_path, key, value):
+    folder = tmp_path / "hf"
+    shutil.copytree(fixtures / "tiny_mimi_hf", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(ConversionError, match=key):
+        mimi.convert(folder, tmp_path / "x.gguf")
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_another_models_checkpoint(fixtures, tmp_path):
+    with pytest.raises(ConversionError, match="neither an encoder nor a decoder"):
+        mimi.convert(fixtures / "tiny_dac.pth", tmp_path / "x.gguf")
