@@ -17,6 +17,7 @@ import numpy as np
 
 from . import __version__
 from .errors import VocoderError
+from .mimi_commands import convert_mimi, features
 from .options import precision_option
 from .wavtokenizer_commands import convert_wavtokenizer
 
@@ -231,6 +232,8 @@ def convert_dac(source: str, out: str, kind: str, sample_rate: int | None, force
 
 
 convert.add_command(convert_wavtokenizer)
+convert.add_command(convert_mimi)
+main.add_command(features)
 
 
 @main.command()

@@ -9,6 +9,7 @@ angles computed in float64 outside the graph, so that they are exact however lon
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -148,11 +149,12 @@ class WindowPlan(WindowOps, Plan):
 # -- native: channels-last
 
 
+@dataclass
 class WindowNativeOps(WindowOps, NativeOps):
-    clip: Any
-    rings: WindowKernels
-    control: Tensor  # [4, B]: see struct stream of window.c
-    turns: Tensor  # [head_dim, T, B]
+    clip: Any = None
+    rings: WindowKernels = None  # type: ignore[assignment]
+    control: Tensor = None  # [4, B]: see struct stream of window.c
+    turns: Tensor = None  # [head_dim, T, B]
 
     def declare(self, sizes: Attention, positions: int) -> None:
         """The inputs that go before the pass' own."""
@@ -228,10 +230,10 @@ class WindowNative(ClipNative):
     def __init__(
         self, lib: Library, device: Device, kernels: Kernels, *, int16: bool = False, n_threads: int = 1
     ) -> None:
-        super().__init__(lib, device, kernels, int16=int16)
+        super().__init__(lib, device, kernels, int16=int16, n_threads=n_threads)
         self.n_threads = n_threads
-        values = {"kernels": kernels, "int16": int16, "clip": self.clip, "rings": WindowKernels(lib, kernels)}
-        self.ops = type("WindowNativeOps", (WindowNativeOps,), values)
+        rings = WindowKernels(lib, kernels)
+        self.ops = functools.partial(WindowNativeOps, kernels=kernels, int16=int16, clip=self.clip, rings=rings)
 
 
 # -- portable: [T, C]

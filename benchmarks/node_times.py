@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where the time of a decode goes: every node of one steady chunk's graph, timed on its own.
 
-python benchmarks/profile.py dac_f32.gguf --frames 48 --threads 2
+python benchmarks/node_times.py dac_f32.gguf --frames 48 --threads 2
 """
 
 from __future__ import annotations
