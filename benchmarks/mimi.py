@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Mimi's speed: whole clips against torch, and the 80 ms step in both directions.
 
-    python -P benchmarks/mimi.py mimi.gguf [--torch]    # -P: beside it lies a profile.py, which torch would import
+    python benchmarks/mimi.py mimi.gguf [--torch]
 
 ``--torch`` times transformers' MimiModel of the same sizes (other weights) in the same process.
 """

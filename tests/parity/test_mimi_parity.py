@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from vocoder_plugin import Codec  # noqa: E402
-from vocoder_plugin.converters import mimi  # noqa: E402
+from vocoder_plugin import Codec
+from vocoder_plugin.converters import mimi
 
 SECONDS = (1, 9, 60)
 HOP = 1920
@@ -105,7 +104,8 @@ def test_agrees_with_moshi(tmp_path):
     From then on moshi's steps differ from its own offline results by 1e-3: its ring has room for 250 positions,
     and a step writes two before the first of them looks, so that one sees 249.
     """
-    loaders = pytest.importorskip("moshi.models.loaders")
+    from moshi.models import loaders
+
     safetensors = pytest.importorskip("safetensors.torch")
     torch.manual_seed(8)
     reference = loaders.get_mimi(None, device="cpu", num_codebooks=8).eval()
