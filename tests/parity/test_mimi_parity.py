@@ -106,7 +106,8 @@ def test_agrees_with_moshi(tmp_path):
     """
     from moshi.models import loaders
 
-    safetensors = pytest.importorskip("safetensors.torch")
+    import safetensors.torch
+
     torch.manual_seed(8)
     reference = loaders.get_mimi(None, device="cpu", num_codebooks=8).eval()
     with torch.no_grad():
@@ -119,7 +120,7 @@ def test_agrees_with_moshi(tmp_path):
         if hasattr(module, "_embedding"):
             module._embedding = None
     weights = {name: values.contiguous() for name, values in reference.state_dict().items()}
-    safetensors.save_file(weights, tmp_path / "moshi.safetensors")
+    safetensors.torch.save_file(weights, tmp_path / "moshi.safetensors")
     mimi.convert(tmp_path / "moshi.safetensors", tmp_path / "moshi.gguf")
     frames, steps = 150, 124
     codes = np.random.default_rng(3).integers(0, 2048, (8, frames))
