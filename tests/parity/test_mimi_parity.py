@@ -104,9 +104,8 @@ def test_agrees_with_moshi(tmp_path):
     From then on moshi's steps differ from its own offline results by 1e-3: its ring has room for 250 positions,
     and a step writes two before the first of them looks, so that one sees 249.
     """
-    from moshi.models import loaders
-
     import safetensors.torch
+    from moshi.models import loaders
 
     torch.manual_seed(8)
     reference = loaders.get_mimi(None, device="cpu", num_codebooks=8).eval()
