@@ -44,7 +44,7 @@ VP_INLINE vfloat step(vfloat p, vfloat x, float c) { return multiply_add(p, x, s
 
 VP_INLINE vfloat exp_lanes(vfloat x) { /* 0 below -87.3; at most e^88 */
     vint tiny = x < -87.3f;
-    x = least(x, splat(88.0f));
+    x = least(choose(tiny, splat(-87.3f), x), splat(88.0f)); /* so that the exponent below cannot overflow */
     vfloat n = fused(x, 1.44269504f, MAGIC) - MAGIC;
     vfloat r = multiply_add(n, splat(-0.693359375f), x); /* ln 2 in two parts (Cody and Waite) */
     r = multiply_add(n, splat(2.12194440e-4f), r);
