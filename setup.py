@@ -63,6 +63,7 @@ setup(
             sources=[f"{FOLDER}/{source}" for source in (*SOURCES, *CLIP_SOURCES)],
             depends=[f"{FOLDER}/{header}" for header in (*HEADERS, *CLIP_HEADERS)],
             extra_compile_args=[*COMMON, *flags],
+            extra_link_args=["-s"] if sys.platform.startswith("linux") else [],  # no symbols beyond the exported
             libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,
         )
