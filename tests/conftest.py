@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 settings.register_profile("plain", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("plain")
 logging.getLogger("vocoder_plugin").setLevel(logging.DEBUG)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored, and so its children
 
 
 @pytest.fixture(scope="session")
