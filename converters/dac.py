@@ -20,7 +20,7 @@ import numpy as np
 from vocoder_plugin.errors import ConversionError
 
 from .checkpoint import Checkpoint, Tensors, load_checkpoint
-from .gguf_output import TYPES, Progress, atomic_output, encode_tensor
+from .gguf_output import TYPES, Progress, atomic_output, check_choice, write_tensors
 
 RESIDUAL_UNITS = (1, 2, 3)
 SAMPLE_RATES = range(1000, 400_001)
@@ -97,25 +97,19 @@ def convert(
     ConversionError
         If the checkpoint is unreadable, incomplete, contradicts itself or has leftovers.
     """
-    if type not in TYPES:
-        raise ConversionError(f"type {type!r} is unknown, expected one of {', '.join(TYPES)}")
+    check_choice("type", type, TYPES)
     with atomic_output(target, force=force) as partial:
         checkpoint = load_checkpoint(source)
         tensors = dict(_named_tensors(Tensors(checkpoint)))
         writer = gguf.GGUFWriter(partial, "dac")
         _add_metadata(writer, checkpoint, tensors, sample_rate)
-        for done, (name, values) in enumerate(tensors.items()):
-            conv = values.ndim == 3 and name.endswith(".weight")
-            if conv and type == "q8_0":
-                values = values.transpose(2, 1, 0)
-            data, kind = encode_tensor(name, values, type if conv else "f32")
-            writer.add_tensor(name, data, raw_dtype=kind)
-            if progress:
-                progress(done + 1, len(tensors))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        if type == "q8_0":
+            tensors = {name: values.T if _is_conv(name, values) else values for name, values in tensors.items()}
+        write_tensors(writer, tensors, lambda name, values: type if _is_conv(name, values) else "f32", progress)
+
+
+def _is_conv(name: str, values: np.ndarray) -> bool:
+    return values.ndim == 3 and name.endswith(".weight")
 
 
 def _named_tensors(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:

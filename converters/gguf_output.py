@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,3 +56,26 @@ def encode_tensor(name: str, values: np.ndarray, kind: str) -> tuple[np.ndarray,
     if largest > LARGEST.get(kind, np.inf):
         raise ConversionError(f"tensor {name!r} has a weight of {largest:g}, too large for {kind}; use bf16 or f32")
     return gguf.quants.quantize(np.ascontiguousarray(values, np.float32), quantization), quantization
+
+
+def check_choice(what: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise ConversionError(f"{what} {value!r} is unknown, expected one of {', '.join(known)}")
+
+
+def write_tensors(
+    writer: gguf.GGUFWriter,
+    tensors: Mapping[str, np.ndarray],
+    kind_of: Callable[[str, np.ndarray], str],
+    progress: Progress | None,
+) -> None:
+    """Encode every tensor in the type that ``kind_of`` says, then write and close the file."""
+    for done, (name, values) in enumerate(tensors.items()):
+        data, kind = encode_tensor(name, values, kind_of(name, values))
+        writer.add_tensor(name, data, raw_dtype=kind)
+        if progress:
+            progress(done + 1, len(tensors))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -19,7 +19,7 @@ import numpy as np
 from vocoder_plugin.errors import ConversionError
 
 from .checkpoint import Checkpoint, Tensors, load_checkpoint
-from .gguf_output import TYPES, Progress, atomic_output, encode_tensor
+from .gguf_output import TYPES, Progress, atomic_output, check_choice, write_tensors
 
 USAGE_FLOOR = 1e-5  # as both reference packages divide
 HEAD_DIM = 64  # of Kyutai's model, for checkpoints that do not say
@@ -88,24 +88,18 @@ def convert(
     ConversionError
         If the checkpoint is unreadable, incomplete, contradicts itself or has leftovers.
     """
-    if type not in TYPES:
-        raise ConversionError(f"type {type!r} is unknown, expected one of {', '.join(TYPES)}")
+    check_choice("type", type, TYPES)
     with atomic_output(target, force=force) as partial:
         checkpoint = load_checkpoint(source)
         sizes = _sizes(checkpoint)
         tensors = dict(_named_tensors(checkpoint, sizes["head_dim"]))
         writer = gguf.GGUFWriter(partial, "mimi")
         _add_metadata(writer, checkpoint, tensors, sizes)
-        for done, (name, values) in enumerate(tensors.items()):
-            matrix = values.ndim > 1 and not name.endswith("codebook.embed") and name != "up.cv.w"
-            data, kind = encode_tensor(name, values, type if matrix else "f32")
-            writer.add_tensor(name, data, raw_dtype=kind)
-            if progress:
-                progress(done + 1, len(tensors))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_tensors(writer, tensors, lambda name, values: type if _is_matrix(name, values) else "f32", progress)
+
+
+def _is_matrix(name: str, values: np.ndarray) -> bool:
+    return values.ndim > 1 and not name.endswith("codebook.embed") and name != "up.cv.w"
 
 
 def _renamed(name: str, rules: list[tuple[str, Any]]) -> str | None:

@@ -22,7 +22,7 @@ from vocoder_plugin.codecs.wavtokenizer_file import CODEC_CPP, LLAMA, OVERLAP, S
 from vocoder_plugin.errors import ConversionError
 
 from .checkpoint import Checkpoint, Tensors, load_checkpoint
-from .gguf_output import TYPES, Progress, atomic_output, encode_tensor
+from .gguf_output import TYPES, Progress, atomic_output, check_choice, write_tensors
 
 DIALECTS = ("codec.cpp", "llama")
 ENCODER, QUANTIZER = "feature_extractor.encodec.encoder.model", "feature_extractor.encodec.quantizer.vq.layers"
@@ -73,9 +73,9 @@ def convert(
     ConversionError
         If the checkpoint is unreadable, incomplete, contradicts itself or has leftovers.
     """
-    for what, value, known in (("type", type, TYPES), ("dialect", dialect, DIALECTS), ("gelu", gelu, ("erf", "tanh"))):
-        if value not in known:
-            raise ConversionError(f"{what} {value!r} is unknown, expected one of {', '.join(known)}")
+    check_choice("type", type, TYPES)
+    check_choice("dialect", dialect, DIALECTS)
+    check_choice("gelu", gelu, ("erf", "tanh"))
     with atomic_output(target, force=force) as partial:
         checkpoint = load_parts(source)
         tensors = dict(_named_tensors(checkpoint))
@@ -93,15 +93,7 @@ def convert(
             _add_keys(writer, facts, rate)
         if gelu != "erf":
             writer.add_string("vocoder.gelu", gelu)
-        for done, (name, values) in enumerate(tensors.items()):
-            data, kind = encode_tensor(name, values, type if _is_matrix(name, values) else "f32")
-            writer.add_tensor(name, data, raw_dtype=kind)
-            if progress:
-                progress(done + 1, len(tensors))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_tensors(writer, tensors, lambda name, values: type if _is_matrix(name, values) else "f32", progress)
 
 
 def _is_matrix(name: str, values: np.ndarray) -> bool:

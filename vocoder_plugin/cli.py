@@ -16,10 +16,10 @@ import click
 import numpy as np
 
 from . import __version__
+from .convert_commands import convert
 from .errors import VocoderError
-from .mimi_commands import convert_mimi, features
-from .options import precision_option
-from .wavtokenizer_commands import convert_wavtokenizer
+from .mimi_commands import features
+from .options import force_option, precision_option
 
 WHOLE_CLIP = 1 << 30  # frames of lookahead
 FILE_ERRORS = (VocoderError, OSError)
@@ -66,9 +66,6 @@ def codec_options(command: F) -> F:
     ):
         command = option(command)
     return command
-
-
-force_option = click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
 
 
 def load_codec(path: str, device: str | None, threads: int | None, llm: Any = None) -> Any:
@@ -194,46 +191,11 @@ class Progress:
         self.show("")
 
 
-# -- convert, info
-
-
-@main.group()
-def convert() -> None:
-    """Convert a checkpoint to a codec GGUF file, without torch."""
-
-
-@convert.command("dac")
-@click.argument("source", type=click.Path())
-@click.argument("out", type=click.Path())
-@click.option(
-    "--type", "kind", type=click.Choice(["f32", "f16", "bf16", "q8_0"]), default="f16", show_default=True,
-    help="Type of the convolution weights. f32 is exact; f16 is half the size.",
-)  # fmt: skip
-@click.option("--sample-rate", type=click.IntRange(1), help="Sample rate in Hz, if the checkpoint does not say it.")
-@force_option
-def convert_dac(source: str, out: str, kind: str, sample_rate: int | None, force: bool) -> None:
-    """Convert SOURCE, a Descript Audio Codec, to OUT.
-
-    SOURCE is a descript-audio-codec .pth file (OuteTTS 1.0 uses weights_24khz_1.5kbps_v1.0.pth of
-    ibm-research/DAC.speech.v1.0), or a Hugging Face DacModel folder or safetensors file.
-    """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from vocoder_plugin.converters import dac
-
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task(f"converting to {kind}", total=None)
-        dac.convert(
-            source, out, type=kind, sample_rate=sample_rate, force=force,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
-    say(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB")
-
-
-convert.add_command(convert_wavtokenizer)
-convert.add_command(convert_mimi)
+main.add_command(convert)
 main.add_command(features)
+
+
+# -- info
 
 
 @main.command()

@@ -14,3 +14,5 @@ precision_option = click.option(
     expose_value=False, callback=keep_precision,
     help="Of the codec's convolutions: int16 is faster, at about 50 dB from float32; CPU only.",
 )  # fmt: skip
+
+force_option = click.option("--force", is_flag=True, help="Overwrite the output if it exists.")

@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from ..errors import VocoderError
-from ..options import precision_option
+from ..options import force_option, precision_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,7 +36,6 @@ def device_options(command: F) -> F:
 
 
 codec_help = "Codec GGUF file, or owner/repo/file.gguf on the hub."
-force_option = click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
 
 
 @contextmanager
