@@ -36,9 +36,8 @@ COMMON = [
     "-ffp-contract=off",  # see multiply_add in kernels.h
 ]  # fmt: skip
 SOURCES = ("conv1d.c", "winograd.c", "single.c", "tile.c", "int16.c", "pack.c", "cpu.c")
-HEADERS = ("kernels.h", "snake.h", "tile.h", "conv1d.h")
+HEADERS = ("kernels.h", "snake.h", "tile.h", "conv1d.h", "mathvec.h")
 CLIP_SOURCES = ("clip.c", "attention.c", "lstm.c", "window.c")  # for clip_ops.py and window_ops.py
-CLIP_HEADERS = ("mathvec.h",)
 
 
 class BuildKernels(build_ext):
@@ -61,7 +60,7 @@ setup(
         Extension(
             f"vocoder_plugin.kernels.{name}",
             sources=[f"{FOLDER}/{source}" for source in (*SOURCES, *CLIP_SOURCES)],
-            depends=[f"{FOLDER}/{header}" for header in (*HEADERS, *CLIP_HEADERS)],
+            depends=[f"{FOLDER}/{header}" for header in HEADERS],
             extra_compile_args=[*COMMON, *flags],
             extra_link_args=["-s"] if sys.platform.startswith("linux") else [],  # no symbols beyond the exported
             libraries=[] if sys.platform == "win32" else ["m"],

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Where the time of a decode goes: every node of one steady chunk's graph, timed on its own.
+"""Where the time goes: every node of every graph that a call runs, timed on its own.
 
-python benchmarks/node_times.py dac_f32.gguf --frames 48 --threads 2
+python benchmarks/node_times.py dac_f32.gguf --do decode --seconds 10 --threads 2
+python benchmarks/node_times.py mimi.gguf --do encode --step
 """
 
 from __future__ import annotations
@@ -9,70 +10,109 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from vocoder_plugin import Codec
-from vocoder_plugin.graph import upload
-from vocoder_plugin.plan import MIDDLE
+from vocoder_plugin.graph import Graph, Session, upload
 
 
-def label(lib, node) -> str:
-    """What a node does, with the shapes that say where in the decoder it lies."""
+def label(lib: Any, node: Any) -> str:
+    """What a node does, with the shapes that say where in the codec it lies."""
     ne = node.contents.ne
-    op = lib.bindings["ggml_op_desc"](node).decode()
-    shape = f"{ne[0]} x {ne[1]}"
-    if "CUSTOM" not in op.upper():
-        return f"{op.lower()} {shape}"
-    window = next(s for s in node.contents.src if s and s.contents.ne[1] > 1)
-    return f"convolution {window.contents.ne[0]} -> {shape}"
+    op = lib.bindings["ggml_op_desc"](node).decode().lower()
+    sources = " ".join(f"{s.contents.ne[0]}x{s.contents.ne[1]}" for s in node.contents.src if s)
+    return f"{op} {sources} -> {ne[0]}x{ne[1]}"
+
+
+def call(codec: Codec, *, do: str, seconds: float, step: bool) -> None:
+    """One call of the kind to look at, or, with ``step``, that many seconds frame by frame."""
+    rng = np.random.default_rng(0)
+    frames = round(seconds * codec.frame_rate)
+    codes = rng.integers(0, codec.codebook_size, (codec.n_codebooks, frames))
+    samples = rng.normal(0, 0.1, frames * codec.hop_length).astype(np.float32)
+    if not step:
+        codec.decode(codes) if do == "decode" else codec.encode(samples, codec.sample_rate)
+    elif do == "decode":
+        with codec.decoder_stream() as decoder:
+            for i in range(frames):
+                decoder.push(codes[:, i : i + 1])
+    else:
+        with codec.encoder_stream() as encoder:
+            for chunk in samples.reshape(frames, -1):
+                encoder.push(chunk)
+
+
+def count_runs(codec: Codec, **options: Any) -> Counter:
+    """How often the call runs each cached graph."""
+    session, runs = codec._session, Counter()
+    original = Session.run
+
+    def run(self: Session, key: Any, build: Any, inputs: Any) -> Any:
+        runs[key] += 1
+        return original(self, key, build, inputs)
+
+    Session.run = run  # type: ignore[method-assign]
+    try:
+        call(codec, **options)
+    finally:
+        Session.run = original  # type: ignore[method-assign]
+    return Counter({key: n for key, n in runs.items() if key in session._graphs})
+
+
+def node_seconds(session: Session, graph: Graph, repeat: int) -> list[tuple[str, float]]:
+    """Median time of each node, less that of a graph without work."""
+    lib = session.lib
+    nodes = [lib.bindings["ggml_graph_node"](graph.handle, i) for i in range(graph.nodes)]
+    context = lib.ggml_init(lib.bindings["ggml_init_params"](1 << 25, None, True))
+    singles = []
+    for node in nodes:
+        singles.append(lib.ggml_new_graph_custom(context, 8, False))
+        lib.bindings["ggml_graph_add_node"](singles[-1], node)
+    times: list[list[float]] = [[] for _ in nodes]
+    for _ in range(repeat):  # in order: nodes overwrite the inputs of those before them
+        for tensor, dtype, size in graph._inputs:
+            upload(lib, tensor, np.zeros(size, dtype))
+        for i, single in enumerate(singles):
+            start = time.perf_counter()
+            lib.ggml_backend_graph_compute(session._backend, single)
+            times[i].append(time.perf_counter() - start)
+    lib.ggml_free(context)
+    seconds = [statistics.median(t) for t in times]
+    overhead = min(seconds)
+    return [(label(lib, node), s - overhead) for node, s in zip(nodes, seconds, strict=True)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("codec")
-    parser.add_argument("--frames", type=int, default=48, help="frames in the chunk")
+    parser.add_argument("--do", choices=["decode", "encode"], default="decode")
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--step", action="store_true", help="frame by frame, as a stream")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--repeat", type=int, default=9)
-    parser.add_argument("--all", action="store_true", help="every node, not sums over like ones")
+    parser.add_argument("--rows", type=int, default=30)
     arguments = parser.parse_args()
+    rows: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     with Codec.load(arguments.codec, n_threads=arguments.threads, precision=arguments.precision) as codec:
-        codes = np.random.default_rng(0).integers(0, codec.codebook_size, (codec.n_codebooks, 3 * arguments.frames))
-        codec._chunk_frames = arguments.frames
-        with codec.decoder_stream() as stream:
-            stream.push(codes)
-        session, lib = codec._session, codec._session.lib
-        graph = session._graphs["decode", MIDDLE, arguments.frames, 1]
-        nodes = [lib.bindings["ggml_graph_node"](graph.handle, i) for i in range(graph.nodes)]
-        context = lib.ggml_init(lib.bindings["ggml_init_params"](1 << 24, None, True))
-        singles = []
-        for node in nodes:
-            singles.append(lib.ggml_new_graph_custom(context, 8, False))
-            lib.bindings["ggml_graph_add_node"](singles[-1], node)
-        times: list[list[float]] = [[] for _ in nodes]
-        for _ in range(arguments.repeat):  # in order: nodes overwrite the inputs of those before them
-            for tensor, dtype, size in graph._inputs:
-                upload(lib, tensor, np.zeros(size, dtype))
-            for i, single in enumerate(singles):
-                start = time.perf_counter()
-                lib.ggml_backend_graph_compute(session._backend, single)
-                times[i].append(time.perf_counter() - start)
-        seconds = [statistics.median(t) for t in times]
-        lib.ggml_free(context)
-    rows: dict[str, list[float]] = defaultdict(list)
-    for i, node in enumerate(nodes):
-        rows[f"{i} {label(lib, node)}" if arguments.all else label(lib, node)].append(seconds[i])
-    total = sum(seconds)
-    table = Table(title=f"decode, {arguments.frames} frames, {codec.lowering}: {total * 1e3:.1f} ms")
+        runs = count_runs(codec, do=arguments.do, seconds=arguments.seconds, step=arguments.step)
+        for key, n in runs.items():
+            for name, seconds in node_seconds(codec._session, codec._session._graphs[key], arguments.repeat):
+                rows[name][0] += n
+                rows[name][1] += n * seconds
+        title = f"{arguments.do}, {arguments.seconds:g} s, {codec.lowering}, {codec.precision}"
+    total = sum(seconds for _, seconds in rows.values())
+    table = Table(title=f"{title}: {total * 1e3:.1f} ms in nodes, {runs.total()} graph runs")
     for column in ("node", "times", "ms", "share"):
         table.add_column(column, justify="left" if column == "node" else "right")
-    for name, row in sorted(rows.items(), key=lambda item: -sum(item[1])):
-        table.add_row(name, str(len(row)), f"{sum(row) * 1e3:.2f}", f"{sum(row) / total:.1%}")
-    Console(width=100).print(table)
+    for name, (times, seconds) in sorted(rows.items(), key=lambda item: -item[1][1])[: arguments.rows]:
+        table.add_row(name, str(int(times)), f"{seconds * 1e3:.2f}", f"{seconds / total:.1%}")
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
  * stride s is the same sum with q taps and s * out_channels outputs, so it needs no code of its own.
  *
  * A thread takes rows (narrow layers) or panels of output channels (wide layers, whose weights would
- * otherwise be read by every thread). It copies TIME rows of the window into a scratch buffer, applying
+ * otherwise be read by every thread). It copies rows of the window into a scratch buffer, applying
  * Snake on the way, then walks panels; within a panel, blocks of input channels whose weights stay in
  * L1/L2 while all row tiles of the buffer use them. Each output is the same sequence of operations
  * whatever the thread count, the chunk it arrives in or its place in a tile: results are bit-identical.

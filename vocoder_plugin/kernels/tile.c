@@ -75,7 +75,7 @@ VP_INLINE void tile(const struct tile_args *a, const int rows) {
     const float *w = a->weight;
     const size_t step = a->row_step;
     for (int tap = 0; tap < a->taps; tap++) {
-        /* every third row has a pointer, the two after it an index: 5 address registers for 12 rows */
+        /* every third row has a pointer, the two after it an index: 3 address registers for 8 rows */
         const float *row[(VP_ROWS + 2) / 3];
         for (int i = 0; i < rows; i += 3) row[i / 3] = (const float *)a->x + tap * a->tap_step + i * step;
 #pragma GCC unroll 4

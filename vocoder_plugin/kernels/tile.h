@@ -69,11 +69,7 @@ VP_INLINE void finish_row(const struct tile_args *a, int i, vfloat *sum) {
 }
 
 /* tile(a, rows) with a constant number of rows, 1 to VP_ROWS, so that sums stay in registers. */
-#if VP_ROWS == 12
-#define VP_MORE_ROWS(CASE) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-#elif VP_ROWS == 9
-#define VP_MORE_ROWS(CASE) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9)
-#elif VP_ROWS == 8
+#if VP_ROWS == 8
 #define VP_MORE_ROWS(CASE) CASE(5) CASE(6) CASE(7) CASE(8)
 #elif VP_ROWS == 6
 #define VP_MORE_ROWS(CASE) CASE(5) CASE(6)

@@ -16,8 +16,6 @@
 #define TAPS 7
 #define SCRATCH_FLOATS (128 * 1024) /* target size of the transformed inputs */
 
-
-
 /* B^T d for rows of inputs `step` floats apart; point p goes to v + p * plane. */
 static void transform(float *v, size_t plane, const float *x, size_t step, int channels) {
     for (int c = 0; c < channels; c += VP_LANES, x += VP_LANES, v += VP_LANES) {
