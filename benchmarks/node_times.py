@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -47,13 +47,13 @@ def call(codec: Codec, *, do: str, seconds: float, step: bool) -> None:
                 encoder.push(chunk)
 
 
-def count_runs(codec: Codec, **options: Any) -> Counter:
-    """How often the call runs each cached graph."""
-    session, runs = codec._session, Counter()
+def graph_runs(codec: Codec, **options: Any) -> dict[Any, list[Any]]:
+    """The inputs of every run of each cached graph."""
+    runs: dict[Any, list[Any]] = defaultdict(list)
     original = Session.run
 
     def run(self: Session, key: Any, build: Any, inputs: Any) -> Any:
-        runs[key] += 1
+        runs[key].append(inputs)
         return original(self, key, build, inputs)
 
     Session.run = run  # type: ignore[method-assign]
@@ -61,10 +61,10 @@ def count_runs(codec: Codec, **options: Any) -> Counter:
         call(codec, **options)
     finally:
         Session.run = original  # type: ignore[method-assign]
-    return Counter({key: n for key, n in runs.items() if key in session._graphs})
+    return {key: inputs for key, inputs in runs.items() if key in codec._session._graphs}
 
 
-def node_seconds(session: Session, graph: Graph, repeat: int) -> list[tuple[str, float]]:
+def node_seconds(session: Session, graph: Graph, inputs: list[np.ndarray], repeat: int) -> list[tuple[str, float]]:
     """Median time of each node, less that of a graph without work."""
     lib = session.lib
     nodes = [lib.bindings["ggml_graph_node"](graph.handle, i) for i in range(graph.nodes)]
@@ -75,8 +75,8 @@ def node_seconds(session: Session, graph: Graph, repeat: int) -> list[tuple[str,
         lib.bindings["ggml_graph_add_node"](singles[-1], node)
     times: list[list[float]] = [[] for _ in nodes]
     for _ in range(repeat):  # in order: nodes overwrite the inputs of those before them
-        for tensor, dtype, size in graph._inputs:
-            upload(lib, tensor, np.zeros(size, dtype))
+        for (tensor, _, _), array in zip(graph._inputs, inputs, strict=True):
+            upload(lib, tensor, array)
         for i, single in enumerate(singles):
             start = time.perf_counter()
             lib.ggml_backend_graph_compute(session._backend, single)
@@ -100,14 +100,15 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     with Codec.load(arguments.codec, n_threads=arguments.threads, precision=arguments.precision) as codec:
-        runs = count_runs(codec, do=arguments.do, seconds=arguments.seconds, step=arguments.step)
-        for key, n in runs.items():
-            for name, seconds in node_seconds(codec._session, codec._session._graphs[key], arguments.repeat):
+        runs = graph_runs(codec, do=arguments.do, seconds=arguments.seconds, step=arguments.step)
+        for key, inputs in runs.items():
+            n, graph = len(inputs), codec._session._graphs[key]
+            for name, seconds in node_seconds(codec._session, graph, inputs[-1], arguments.repeat):
                 rows[name][0] += n
                 rows[name][1] += n * seconds
         title = f"{arguments.do}, {arguments.seconds:g} s, {codec.lowering}, {codec.precision}"
     total = sum(seconds for _, seconds in rows.values())
-    table = Table(title=f"{title}: {total * 1e3:.1f} ms in nodes, {runs.total()} graph runs")
+    table = Table(title=f"{title}: {total * 1e3:.1f} ms in nodes, {sum(map(len, runs.values()))} graph runs")
     for column in ("node", "times", "ms", "share"):
         table.add_column(column, justify="left" if column == "node" else "right")
     for name, (times, seconds) in sorted(rows.items(), key=lambda item: -item[1][1])[: arguments.rows]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from . import huge_pages
 from .errors import DeviceError, VocoderError
 from .ggml import Device, Library, LogBridge
 from .plan import Tensor
@@ -65,6 +66,7 @@ class TensorBuffer:
             lib.ggml_free(self._context)
             size = sum(int(np.prod(ne)) * 4 for _, ne in shapes.values())
             raise DeviceError(f"{device.name} could not allocate about {size >> 20} MiB")
+        huge_pages.advise(lib, self._buffer)
         if zeroed:
             lib.ggml_backend_buffer_clear(self._buffer, 0)
         self.close = weakref.finalize(self, _free_buffer, lib, self._buffer, self._context)
