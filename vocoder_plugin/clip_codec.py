@@ -16,10 +16,9 @@ from .codec import Codec
 from .codecs import wavtokenizer
 from .codecs.wavtokenizer_file import Tensors
 from .errors import CodesError
-from .ggml import Device, library
+from .ggml import Device
 from .gguf_file import GGUFFile
 from .graph import Graph, Session
-from .kernels import Kernels
 from .plan import WHOLE, Signal
 from .stream import DecoderStream
 from .weights import Find, check_shapes
@@ -74,26 +73,9 @@ class ClipCodec(Codec):
         tensors = Tensors(file)
         self._find = tensors.find
         self._wav = config = tensors.config
-        self.path = file.path
-        self.name = config.name
-        self.sample_rate = config.sample_rate
-        self.hop_length = config.hop_length
-        self.frame_rate = config.sample_rate / config.hop_length
-        self.n_codebooks = config.n_codebooks
-        self.codebook_size = config.codebook_size
-        self.has_encoder = bool(config.encoder_rates)
-        self.has_decoder = bool(config.decoder_dim)
-        self.device = device
-        lib = library()
-        compiled: Kernels | None = self._choose_kernels(device, kernels, precision)
-        int16 = precision == "int16"
-        self._lowering = (
-            ClipNative(lib, device, compiled, int16=int16, n_threads=n_threads)
-            if compiled
-            else ClipPortable(lib, device)
+        self._begin(
+            file, config, device, ClipNative, ClipPortable, n_threads=n_threads, kernels=kernels, precision=precision
         )
-        self.lowering = f"native/{compiled.name}" if compiled else "portable"
-        self.precision = precision
         self._clip_plans: dict[str, ClipPlan] = {}
         if self.has_decoder:
             wavtokenizer.decode(self._plan("decode"), config, None)
@@ -103,8 +85,6 @@ class ClipCodec(Codec):
             wavtokenizer.encode_tail(self._plan("tail"), config, front)
         for plan in self._clip_plans.values():
             check_shapes(plan.specs, self._find, path=file.path)
-        self._session = Session(lib, device, n_threads=n_threads)
-        self._passes = {}
 
     def _plan(self, name: str) -> ClipPlan:
         self._clip_plans[name] = plan = ClipPlan()

@@ -59,24 +59,7 @@ class Codec:
     def __init__(self, file: GGUFFile, device: Device, *, n_threads: int, kernels: str | None, precision: str) -> None:
         self._tensors = Tensors(file)
         self._config = config = self._tensors.config
-        self.path = file.path
-        self.name = config.name
-        self.sample_rate = config.sample_rate
-        self.hop_length = config.hop_length
-        self.frame_rate = config.sample_rate / config.hop_length
-        self.n_codebooks = config.n_codebooks
-        self.codebook_size = config.codebook_size
-        self.has_encoder = bool(config.encoder_rates)
-        self.has_decoder = bool(config.decoder_rates)
-        self.device = device
-        lib = library()
-        compiled = self._choose_kernels(device, kernels, precision)
-        int16 = precision == "int16"
-        self._lowering: Lowering = (
-            Native(lib, device, compiled, int16=int16, n_threads=n_threads) if compiled else Portable(lib, device)
-        )
-        self.lowering = f"native/{compiled.name}" if compiled else "portable"
-        self.precision = precision
+        self._begin(file, config, device, Native, Portable, n_threads=n_threads, kernels=kernels, precision=precision)
         self._plans: dict[str, Plan] = {}
         if self.has_decoder:
             self._plans["decode"] = plan = Plan()
@@ -86,11 +69,44 @@ class Codec:
             dac.encode(plan, config, Signal(None, 1, config.hop_length, config.hop_length, 0))
         for plan in self._plans.values():
             check_shapes(plan.specs, self._tensors.find, path=file.path)
-        self._session = Session(lib, device, n_threads=n_threads)
-        self._passes: dict[str, Pass] = {}
         self._chunk_frames = max(
             round(CHUNK_SECONDS * self.frame_rate), *(p.first_frames for p in self._plans.values())
         )
+
+    def _begin(
+        self,
+        file: GGUFFile,
+        config: Any,
+        device: Device,
+        native: type[Native],
+        portable: type[Portable],
+        *,
+        n_threads: int,
+        kernels: str | None,
+        precision: str,
+    ) -> None:
+        """What every codec has: its sizes, a lowering that fits the device, and a session there."""
+        self.path = file.path
+        self.name = config.name
+        self.sample_rate = config.sample_rate
+        self.hop_length = config.hop_length
+        self.frame_rate = config.sample_rate / config.hop_length
+        self.n_codebooks = config.n_codebooks
+        self.codebook_size = config.codebook_size
+        self.has_encoder = config.has_encoder
+        self.has_decoder = config.has_decoder
+        self.device = device
+        self.precision = precision
+        lib = library()
+        compiled = self._choose_kernels(device, kernels, precision)
+        self._lowering: Lowering = (
+            native(lib, device, compiled, int16=precision == "int16", n_threads=n_threads)
+            if compiled
+            else portable(lib, device)
+        )
+        self.lowering = f"native/{compiled.name}" if compiled else "portable"
+        self._session = Session(lib, device, n_threads=n_threads)
+        self._passes: dict[str, Pass] = {}
 
     @staticmethod
     def _choose_kernels(device: Device, kernels: str | None, precision: str) -> kernels_module.Kernels | None:

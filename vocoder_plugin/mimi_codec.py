@@ -14,9 +14,8 @@ from .codec import Codec
 from .codecs import mimi
 from .codecs.mimi_file import Tensors
 from .errors import AudioError, CodesError
-from .ggml import Device, library
+from .ggml import Device
 from .gguf_file import GGUFFile
-from .graph import Session
 from .plan import FIRST, MIDDLE, Phase, Signal
 from .stream import DecoderStream, EncoderStream, Pass, State
 from .weights import check_shapes
@@ -156,43 +155,25 @@ class MimiCodec(Codec):
     ) -> None:
         self._tensors = tensors = Tensors(file, n_codebooks=n_codebooks, sliding_window=sliding_window)  # type: ignore[assignment]
         self._mimi = config = tensors.config
-        self.path = file.path
-        self.name = config.name
-        self.sample_rate = config.sample_rate
-        self.hop_length = config.hop_length
-        self.frame_rate = config.sample_rate / config.hop_length
-        self.n_codebooks = config.n_codebooks
-        self.codebook_size = config.codebook_size
+        self._begin(
+            file, config, device, WindowNative, WindowPortable,
+            n_threads=n_threads, kernels=kernels, precision=precision,
+        )  # fmt: skip
         self.latent_dim = config.latent_dim
-        self.has_encoder = config.has_encoder
-        self.has_decoder = config.has_decoder
-        self.device = device
-        lib = library()
-        compiled = self._choose_kernels(device, kernels, precision)
-        int16 = precision == "int16"
-        lowering = (
-            WindowNative(lib, device, compiled, int16=int16, n_threads=n_threads)
-            if compiled
-            else WindowPortable(lib, device)
-        )
-        self._lowering = lowering  # type: ignore[assignment]
-        self.lowering = f"native/{compiled.name}" if compiled else "portable"
-        self.precision = precision
         self._chunk_frames = CHUNK_FRAMES
         self._sizes = config.attention(CHUNK_FRAMES)
         self._plans = {}
         self._decoder_delay = 0
+        rings = isinstance(self._lowering, WindowNative)
         if self.has_decoder:
-            self._plans["decode"] = plan = WindowPlan(rings=compiled is not None)
+            self._plans["decode"] = plan = WindowPlan(rings=rings)
             mimi.decode(plan, config, None, self._sizes)
         if self.has_encoder:
-            self._plans["encode"] = plan = WindowPlan(rings=compiled is not None)
+            self._plans["encode"] = plan = WindowPlan(rings=rings)
             samples = Signal(None, 1, config.hop_length, config.hop_length, 0)
             mimi.quantise(plan, config, mimi.encode(plan, config, samples, self._sizes))
         for planned in self._plans.values():
             check_shapes(planned.specs, tensors.find, path=file.path)
-        self._session = Session(lib, device, n_threads=n_threads)
-        self._passes = {}
 
     def _pass(self, name: str) -> Pass:
         with self._session.lock:

@@ -34,6 +34,14 @@ class Config:
     def hop_length(self) -> int:
         return math.prod(self.decoder_rates or self.encoder_rates)
 
+    @property
+    def has_encoder(self) -> bool:
+        return bool(self.encoder_rates)
+
+    @property
+    def has_decoder(self) -> bool:
+        return bool(self.decoder_rates)
+
 
 def residual_unit(net: Ops, x: Signal, name: str, *, dilation: int) -> Signal:
     h = net.conv1d(x, f"{name}.conv1", out=x.channels, kernel=7, dilation=dilation, snake=f"{name}.snake1")

@@ -45,6 +45,14 @@ class Config:
     n_codebooks = 1
 
     @property
+    def has_encoder(self) -> bool:
+        return bool(self.encoder_rates)
+
+    @property
+    def has_decoder(self) -> bool:
+        return bool(self.decoder_dim)
+
+    @property
     def decoder_rates(self) -> tuple[int, ...]:
         return (self.hop_length,) if self.decoder_dim else ()
 
