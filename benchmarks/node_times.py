@@ -11,6 +11,8 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,21 +49,27 @@ def call(codec: Codec, *, do: str, seconds: float, step: bool) -> None:
                 encoder.push(chunk)
 
 
-def graph_runs(codec: Codec, **options: Any) -> dict[Any, list[Any]]:
-    """The inputs of every run of each cached graph."""
-    runs: dict[Any, list[Any]] = defaultdict(list)
+@contextmanager
+def timed_nodes(repeat: int) -> Iterator[dict[Any, tuple[list[int], list[tuple[str, float]]]]]:
+    """Key of each graph -> (how often it ran, times of its nodes), for what runs in the block.
+
+    Nodes are timed right after their graph's first run, while all that they point to exists.
+    """
+    runs: dict[Any, tuple[list[int], list[tuple[str, float]]]] = {}
     original = Session.run
 
     def run(self: Session, key: Any, build: Any, inputs: Any) -> Any:
-        runs[key].append(inputs)
-        return original(self, key, build, inputs)
+        result = original(self, key, build, inputs)
+        if key not in runs:
+            runs[key] = ([0], node_seconds(self, self._graphs[key], inputs, repeat))
+        runs[key][0][0] += 1
+        return result
 
     Session.run = run  # type: ignore[method-assign]
     try:
-        call(codec, **options)
+        yield runs
     finally:
         Session.run = original  # type: ignore[method-assign]
-    return {key: inputs for key, inputs in runs.items() if key in codec._session._graphs}
 
 
 def node_seconds(session: Session, graph: Graph, inputs: list[np.ndarray], repeat: int) -> list[tuple[str, float]]:
@@ -100,15 +108,15 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     with Codec.load(arguments.codec, n_threads=arguments.threads, precision=arguments.precision) as codec:
-        runs = graph_runs(codec, do=arguments.do, seconds=arguments.seconds, step=arguments.step)
-        for key, inputs in runs.items():
-            n, graph = len(inputs), codec._session._graphs[key]
-            for name, seconds in node_seconds(codec._session, graph, inputs[-1], arguments.repeat):
+        with timed_nodes(arguments.repeat) as runs:
+            call(codec, do=arguments.do, seconds=arguments.seconds, step=arguments.step)
+        for (n,), nodes in runs.values():
+            for name, seconds in nodes:
                 rows[name][0] += n
                 rows[name][1] += n * seconds
         title = f"{arguments.do}, {arguments.seconds:g} s, {codec.lowering}, {codec.precision}"
     total = sum(seconds for _, seconds in rows.values())
-    table = Table(title=f"{title}: {total * 1e3:.1f} ms in nodes, {sum(map(len, runs.values()))} graph runs")
+    table = Table(title=f"{title}: {total * 1e3:.1f} ms in nodes, {sum(n for (n,), _ in runs.values())} graph runs")
     for column in ("node", "times", "ms", "share"):
         table.add_column(column, justify="left" if column == "node" else "right")
     for name, (times, seconds) in sorted(rows.items(), key=lambda item: -item[1][1])[: arguments.rows]:
