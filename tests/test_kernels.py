@@ -20,6 +20,7 @@ from vocoder_plugin.weights import Stored
 
 LIB = ggml.library()
 VARIANTS = kernels.available()
+PRECISIONS = ("float32", "int16", "int8")
 RATE = math.lcm(*range(1, 9))  # of the input, so that any stride divides it
 
 
@@ -27,14 +28,18 @@ def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
-def lowering(name: str, *, int16: bool = False):
+def lowering(name: str, *, precision: str = "float32"):
     device = LIB.device()
-    return Portable(LIB, device) if name == "portable" else Native(LIB, device, kernels.load(LIB, name), int16=int16)
+    return (
+        Portable(LIB, device)
+        if name == "portable"
+        else Native(LIB, device, kernels.load(LIB, name), precision=precision)
+    )
 
 
-def run(name: str, forward, x: np.ndarray, weights: dict[str, np.ndarray], *, threads: int = 2, int16=False):
+def run(name: str, forward, x: np.ndarray, weights: dict[str, np.ndarray], *, threads: int = 2, precision="float32"):
     """A forward pass of one signal x [C, T] as a whole stream on one lowering -> [C', T']."""
-    low = lowering(name, int16=int16)
+    low = lowering(name, precision=precision)
     plan = Plan()
     forward(plan, Signal(None, x.shape[0], 1, RATE, 0))
     stored = {n: Stored(w.shape, lambda w=w: w.astype(np.float32)) for n, w in weights.items()}
@@ -178,42 +183,63 @@ def test_int16(name, case):
         x.astype(np.float64), wide["c.weight"], wide["c.bias"],
         stride=case["stride"], dilation=case["dilation"], padding=case["padding"],
     )  # fmt: skip
-    got = run(name, lambda net, x: net.conv1d(x, "c", out=case["n_out"], **how), x, weights, int16=True)
+    got = run(name, lambda net, x: net.conv1d(x, "c", out=case["n_out"], **how), x, weights, precision="int16")
     assert relative_error(got, expected) <= 2e-3
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_int16_cannot_overflow(name):
+@pytest.mark.parametrize(("n_in", "n_out", "kernel", "stride"), [(512, 300, 1, 1), (301, 130, 4, 2), (256, 512, 2, 1)])
+def test_int8_weights(name, n_in, n_out, kernel, stride):
+    """Weights of 8 bits, inputs of 16: as near as the largest weight of an output leaves for the others."""
+    rng = np.random.default_rng(n_in)
+    weights = random_conv(rng, n_out, n_in, kernel)
+    x = rng.standard_normal((n_in, 40)).astype(np.float32)
+    wide = {n: w.astype(np.float64) for n, w in weights.items()}
+    steps = np.abs(wide["c.weight"]).max(axis=1, keepdims=True) / 127
+    coarse = np.round(wide["c.weight"] / steps) * steps
+    expected, rounded = (
+        reference.conv1d(x.astype(np.float64), w, wide["c.bias"], stride=stride, dilation=1, padding=0)
+        for w in (wide["c.weight"], coarse)
+    )
+    forward = lambda net, x: net.conv1d(x, "c", out=n_out, kernel=kernel, stride=stride, padding=0)  # noqa: E731
+    got = run(name, forward, x, weights, precision="int8")
+    assert relative_error(got, rounded) <= 5e-4
+    assert 1e-3 <= relative_error(got, expected) <= 2e-2
+
+
+@pytest.mark.parametrize("precision", ["int16", "int8"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_integers_cannot_overflow(name, precision):
     """The worst inputs: every product at its largest, and of one sign."""
     for n_in, kernel in ((192, 1), (768, 1), (1000, 3), (64, 7)):
         weights = {"c.weight": np.full((40, n_in, kernel), 3.0), "c.bias": np.zeros(40)}
         x = np.full((n_in, 50), 1e3, np.float32)
         forward = lambda net, x, k=kernel: net.conv1d(x, "c", out=40, kernel=k, padding=0)  # noqa: E731
-        got = run(name, forward, x, weights, int16=True)
+        got = run(name, forward, x, weights, precision=precision)
         np.testing.assert_allclose(got, 3e3 * n_in * kernel, rtol=1e-3)
 
 
-@pytest.mark.parametrize("int16", [False, True])
-def test_instruction_sets_agree(int16):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_instruction_sets_agree(precision):
     """AVX2 and AVX-512 fuse alike: the same sums of integers, floats that differ by the order of a block at most."""
     rng = np.random.default_rng(8)
     weights = random_conv(rng, 96, 96, 7)
     x = rng.standard_normal((96, 300)).astype(np.float32)
     forward = lambda net, x: net.conv1d(x, "c", out=96, kernel=7, dilation=3, snake="s")  # noqa: E731
-    results = [run(name, forward, x, weights, int16=int16) for name in VARIANTS]
+    results = [run(name, forward, x, weights, precision=precision) for name in VARIANTS]
     for other in results[1:]:
-        assert relative_error(other, results[0]) <= (1e-4 if int16 else 2e-6)
+        assert relative_error(other, results[0]) <= (2e-6 if precision == "float32" else 1e-4)
 
 
-@pytest.mark.parametrize("int16", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_threads_change_nothing(name, int16):
+def test_threads_change_nothing(name, precision):
     rng = np.random.default_rng(5)
     for n_in, n_out, kernel, length in ((96, 96, 7, 1000), (384, 768, 7, 40), (40, 1, 7, 500), (512, 300, 2, 3)):
         weights = random_conv(rng, n_out, n_in, kernel)
         x = rng.standard_normal((n_in, length)).astype(np.float32)
         forward = lambda net, x, n=n_out, k=kernel: net.conv1d(x, "c", out=n, kernel=k, snake="s")  # noqa: E731
-        one, *others = (run(name, forward, x, weights, threads=n, int16=int16) for n in (1, 2, 3, 5))
+        one, *others = (run(name, forward, x, weights, threads=n, precision=precision) for n in (1, 2, 3, 5))
         for other in others:
             np.testing.assert_array_equal(one, other)
 

@@ -32,7 +32,7 @@ def codec(request, small_dac_file):
 
 
 @pytest.fixture(scope="module", params=[(size, *how) for size in SIZES for how in (
-    (BEST, "float32"), (BEST, "int16"), ("off", "float32")
+    (BEST, "float32"), (BEST, "int16"), (BEST, "int8"), ("off", "float32")
 )], ids="-".join)  # fmt: skip
 def sized(request, tmp_path_factory):
     """Every published size, narrower, with codes and samples of its own; wide enough for every kernel."""

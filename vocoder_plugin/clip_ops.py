@@ -243,11 +243,11 @@ class ClipNative(Native):
     """The lowering for the CPU with kernels."""
 
     def __init__(
-        self, lib: Library, device: Device, kernels: Kernels, *, int16: bool = False, n_threads: int = 1
+        self, lib: Library, device: Device, kernels: Kernels, *, precision: str = "float32", n_threads: int = 1
     ) -> None:
-        super().__init__(lib, device, kernels, int16=int16, n_threads=n_threads)
+        super().__init__(lib, device, kernels, precision=precision, n_threads=n_threads)
         self.clip = ClipKernels(lib, kernels)
-        self.ops = functools.partial(ClipNativeOps, kernels=kernels, int16=int16, clip=self.clip)
+        self.ops = functools.partial(ClipNativeOps, kernels=kernels, precision=precision, clip=self.clip)
 
     def load(self, specs: Mapping[str, Spec], find: Find) -> Any:
         """Read and pack the weights of a pass."""

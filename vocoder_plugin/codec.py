@@ -22,7 +22,7 @@ from .plan import Plan, Signal
 from .stream import DecoderStream, EncoderStream, Pass, push_many
 from .weights import check_shapes
 
-PRECISIONS = ("float32", "int16")
+PRECISIONS = ("float32", "int16", "int8")
 CHUNK_SECONDS = 0.32  # of a chunk in long input: activations stay in cache, weights are read rarely enough
 
 
@@ -51,7 +51,7 @@ class Codec:
     lowering : str
         ``native/avx512`` and the like, or ``portable``.
     precision : str
-        ``float32`` or ``int16``.
+        ``float32``, ``int16`` or ``int8``.
     """
 
     exact_streams = True
@@ -100,7 +100,7 @@ class Codec:
         lib = library()
         compiled = self._choose_kernels(device, kernels, precision)
         self._lowering: Lowering = (
-            native(lib, device, compiled, int16=precision == "int16", n_threads=n_threads)
+            native(lib, device, compiled, precision=precision, n_threads=n_threads)
             if compiled
             else portable(lib, device)
         )
@@ -114,8 +114,8 @@ class Codec:
             choice = ", ".join([*kernels_module.available(), "off"])
             raise VocoderError(f"no native kernels {kernels!r} that this CPU can run; there are {choice}")
         compiled = kernels_module.load(library(), kernels) if device.is_cpu and kernels != "off" else None
-        if precision == "int16" and not compiled:
-            raise VocoderError("precision 'int16' needs the native kernels, which run on the CPU only")
+        if precision != "float32" and not compiled:
+            raise VocoderError(f"precision {precision!r} needs the native kernels, which run on the CPU only")
         return compiled
 
     @classmethod
@@ -143,9 +143,10 @@ class Codec:
             Threads on a CPU device; by default the LLM's, else one per usable core.
         kernels : str, optional
             A variant of the native kernels by name, or ``"off"``; by default the best there is.
-        precision : {"float32", "int16"}
-            Of the products in convolutions. ``"int16"`` is faster and halves the memory of the
-            weights, at about 50 dB from float32 (docs/accuracy.md); native kernels only.
+        precision : {"float32", "int16", "int8"}
+            Of the products in convolutions (docs/accuracy.md). ``"int16"`` is faster and halves the
+            memory of the weights, at about 50 dB from float32. ``"int8"`` keeps the weights of large
+            layers in half of that, which short pushes feel, at about 30 dB. Native kernels only.
         **options
             Of Mimi: ``n_codebooks`` (int, default 8) to use, and ``sliding_window`` (int, positions) for
             a file that does not say it and whose window is not Kyutai's 250.

@@ -97,7 +97,7 @@ class GraphOps(Ops):
 @dataclass
 class NativeOps(GraphOps):
     kernels: Kernels = None  # type: ignore[assignment]
-    int16: bool = False
+    precision: str = "float32"
 
     def _state_view(self, state: Tensor, region: Region, first: int, rows: int) -> Tensor:
         step = region.channels * F32
@@ -129,7 +129,7 @@ class NativeOps(GraphOps):
         skip: tuple[Window, int] | None = None,
     ) -> Tensor:
         """One node: [outputs, rows, B]."""
-        packing = Packing(spec, self.kernels, self.int16)
+        packing = Packing(spec, self.kernels, self.precision)
         sources: dict[str, Tensor] = {
             "weight": self.w[spec.name + ".weight"],
             "scale": self.w.get(spec.name + ".scale"),
@@ -150,7 +150,7 @@ class NativeOps(GraphOps):
             stride=stride,
             block=packing.block,
             together=packing.together,
-            int16=packing.integers,
+            weight_bytes=packing.weight_bytes,
             elu=snake is ELU,
             zeros=window.zeros,
             skip_zeros=skip[0].zeros if skip else 0,
@@ -220,17 +220,17 @@ class Native:
     name = "native"
 
     def __init__(
-        self, lib: Library, device: Device, kernels: Kernels, *, int16: bool = False, n_threads: int = 1
+        self, lib: Library, device: Device, kernels: Kernels, *, precision: str = "float32", n_threads: int = 1
     ) -> None:
-        self.lib, self.device, self.kernels, self.int16, self.n_threads = lib, device, kernels, int16, n_threads
-        self.ops: Callable[..., NativeOps] = functools.partial(NativeOps, kernels=kernels, int16=int16)
+        self.lib, self.device, self.kernels, self.precision, self.n_threads = lib, device, kernels, precision, n_threads
+        self.ops: Callable[..., NativeOps] = functools.partial(NativeOps, kernels=kernels, precision=precision)
 
     def input_shape(self, channels: int, rows: int) -> tuple[int, ...]:
         return (channels, rows)
 
     def load(self, specs: Mapping[str, Spec], find: Find) -> TensorBuffer:
         """Read and pack the weights of a pass."""
-        packings = {s.name: Packing(s, self.kernels, self.int16) for s in specs.values() if isinstance(s, ConvSpec)}
+        packings = {s.name: Packing(s, self.kernels, self.precision) for s in specs.values() if isinstance(s, ConvSpec)}
         shapes: Shapes = {}
         for spec in specs.values():
             shapes.update(packings[spec.name].shapes() if spec.name in packings else _plain_shapes(spec, column=False))

@@ -14,6 +14,8 @@ from .plan import ConvSpec
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 WINOGRAD = winograd_kernel()  # [points, kernel]
 PANELS = 1  # panels of outputs whose points are computed at once
+INT8_WEIGHTS = 1 << 16  # with fewer in a convolution, 8 bits would only lose accuracy
+WEIGHT_TYPES = {4: "F32", 2: "I16", 1: "I8"}
 WINOGRAD_CHANNELS = 32  # with fewer, its additions cost more than the products they replace
 
 
@@ -25,13 +27,13 @@ class Packing:
     ----------
     spec : ConvSpec
     kernels : Kernels
-    int16 : bool
-        As 16-bit integers with scales, else as float32.
+    precision : {"float32", "int16", "int8"}
+        As float32, or as integers with scales.
     """
 
     spec: ConvSpec
     kernels: Kernels
-    int16: bool
+    precision: str
 
     @property
     def winograd(self) -> bool:
@@ -46,9 +48,17 @@ class Packing:
         return self.spec.out_channels == 1 and self.spec.stride == 1 and not self.spec.transposed
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of a weight: 4 float32, 2 or 1 integers. With 8 bits only where reading them takes the time."""
+        if self.precision == "float32" or self.single or self.spec.in_channels == 1:
+            return 4
+        weights = self.outputs * self.spec.in_channels * self.taps
+        return 1 if self.precision == "int8" and weights >= INT8_WEIGHTS and not self.winograd else 2
+
+    @property
     def integers(self) -> bool:
-        """Whether products are of 16-bit integers."""
-        return self.int16 and not self.single
+        """Whether products are of integers, of 16 bits."""
+        return self.weight_bytes < 4
 
     @property
     def outputs(self) -> int:
@@ -68,7 +78,7 @@ class Packing:
     @property
     def block(self) -> int:
         """Input channels of one block of products."""
-        return self.kernels.block(together=self.together, channels=self.spec.in_channels, int16=self.integers)
+        return self.kernels.block(together=self.together, channels=self.spec.in_channels, integers=self.integers)
 
     @property
     def kernel(self) -> Any:
@@ -84,9 +94,9 @@ class Packing:
             padded = -(-self.spec.in_channels // self.kernels.lanes) * self.kernels.lanes
             return {name + ".weight": ("F32", (padded, self.taps)), name + ".bias": ("F32", (1,))}
         count = self.kernels.packed_weights(
-            outputs=self.outputs, channels=self.spec.in_channels, taps=self.taps, int16=self.integers
+            outputs=self.outputs, channels=self.spec.in_channels, taps=self.taps, integers=self.integers
         )
-        shapes: Shapes = {name + ".weight": ("I16" if self.integers else "F32", (count,))}
+        shapes: Shapes = {name + ".weight": (WEIGHT_TYPES[self.weight_bytes], (count,))}
         if self.integers:
             scales = self.kernels.packed_scales(outputs=self.outputs, taps=self.taps)
             shapes[name + ".scale"] = ("F32", (scales,))
@@ -107,12 +117,13 @@ class Packing:
         for first in range(0, self.outputs, step):  # few at a time: points take room
             part = points_of(weight[first : first + step]) if self.winograd else phases_first(weight, self.spec)
             size = dict(outputs=first, taps=self.taps)
-            at = self.kernels.packed_weights(**size, channels=self.spec.in_channels, int16=self.integers)
+            count = self.kernels.packed_weights(**size, channels=self.spec.in_channels, integers=self.integers)
+            at = target + count * self.weight_bytes
             if self.integers:
                 scales = scale + self.kernels.packed_scales(**size) * 4
-                self.kernels.pack_int16(target + at * 2, scales, part, block=self.block)
+                self.kernels.pack_integers(at, scales, part, block=self.block, weight_bytes=self.weight_bytes)
             else:
-                self.kernels.pack(target + at * 4, part, block=self.block, together=self.together)
+                self.kernels.pack(at, part, block=self.block, together=self.together)
         buffer.upload(name + ".bias", np.tile(bias, self.spec.stride if self.spec.transposed else 1))
 
 

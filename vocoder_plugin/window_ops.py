@@ -228,12 +228,12 @@ class WindowNative(ClipNative):
     """The lowering for the CPU with kernels."""
 
     def __init__(
-        self, lib: Library, device: Device, kernels: Kernels, *, int16: bool = False, n_threads: int = 1
+        self, lib: Library, device: Device, kernels: Kernels, *, precision: str = "float32", n_threads: int = 1
     ) -> None:
-        super().__init__(lib, device, kernels, int16=int16, n_threads=n_threads)
+        super().__init__(lib, device, kernels, precision=precision, n_threads=n_threads)
         self.n_threads = n_threads
         rings = WindowKernels(lib, kernels)
-        self.ops = functools.partial(WindowNativeOps, kernels=kernels, int16=int16, clip=self.clip, rings=rings)
+        self.ops = functools.partial(WindowNativeOps, kernels=kernels, precision=precision, clip=self.clip, rings=rings)
 
 
 # -- portable: [T, C]

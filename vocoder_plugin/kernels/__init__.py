@@ -24,7 +24,7 @@ VARIANTS = ("avx512vnni", "avx512", "avx2", "baseline")  # best first
 SOURCES = ("weight", "scale", "bias", "chunk", "history", "alpha", "inverse", "skip_chunk", "skip_history", "position")
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # and infinity: where winograd.c evaluates kernels of 7
 BLOCK_TERMS = 384  # products summed before they join the total: short sums round less, and stay in L1
-INT16_BLOCK_TERMS = 192  # of integers: the more, the coarser they must be for sums to fit 32 bits
+INTEGER_BLOCK_TERMS = 192  # of integers: the more, the coarser they must be for sums to fit 32 bits
 
 
 def winograd_kernel() -> np.ndarray:
@@ -44,7 +44,7 @@ class Conv1dParams(ctypes.Structure):
             "stride",
             "block",
             "together",
-            "int16",
+            "weight_bytes",
             "elu",
             "zeros",
             "skip_zeros",
@@ -71,18 +71,18 @@ class Kernels:
         self.conv1d_single = ctypes.cast(self._handle.vp_conv1d_single, lib.bindings["ggml_custom_op_t"])
         self.conv1d_winograd = ctypes.cast(self._handle.vp_conv1d_winograd, lib.bindings["ggml_custom_op_t"])
 
-    def block(self, *, together: int, channels: int, int16: bool) -> int:
+    def block(self, *, together: int, channels: int, integers: bool) -> int:
         """Input channels per block of packed weights: equal blocks of about BLOCK_TERMS products."""
-        most = INT16_BLOCK_TERMS if int16 else max(16, BLOCK_TERMS // together // 8 * 8)
+        most = INTEGER_BLOCK_TERMS if integers else max(16, BLOCK_TERMS // together // 8 * 8)
         block = -(-channels // -(-channels // most))
-        return -(-block // 8) * 8 if int16 else block
+        return -(-block // 8) * 8 if integers else block
 
-    def packed_weights(self, *, outputs: int, channels: int, taps: int, int16: bool) -> int:
+    def packed_weights(self, *, outputs: int, channels: int, taps: int, integers: bool) -> int:
         """Values that packed weights hold."""
-        return self.packed_scales(outputs=outputs, taps=taps) * (-(-channels // 2) * 2 if int16 else channels)
+        return self.packed_scales(outputs=outputs, taps=taps) * (-(-channels // 2) * 2 if integers else channels)
 
     def packed_scales(self, *, outputs: int, taps: int) -> int:
-        """Scales of packed int16 weights."""
+        """Scales of packed integers."""
         return -(-outputs // self.panel) * self.panel * taps
 
     def pack(self, target: int, weight: np.ndarray, *, block: int, together: int) -> None:
@@ -93,10 +93,10 @@ class Kernels:
         arguments = _shape_and_strides(weight)
         self._handle.vp_pack(ctypes.c_void_p(target), *arguments, ctypes.c_int32(block), ctypes.c_int32(together))
 
-    def pack_int16(self, target: int, scale: int, weight: np.ndarray, *, block: int) -> None:
-        """The same as 16-bit integers, with their scales to the address ``scale``; see int16.c."""
-        arguments = _shape_and_strides(weight)
-        self._handle.vp_pack_int16(ctypes.c_void_p(target), ctypes.c_void_p(scale), *arguments, ctypes.c_int32(block))
+    def pack_integers(self, target: int, scale: int, weight: np.ndarray, *, block: int, weight_bytes: int) -> None:
+        """The same as integers of 2 or 1 bytes, with their scales to the address ``scale``; see int16.c."""
+        arguments = [*_shape_and_strides(weight), ctypes.c_int32(block), ctypes.c_int32(weight_bytes)]
+        self._handle.vp_pack_integers(ctypes.c_void_p(target), ctypes.c_void_p(scale), *arguments)
 
     def sine_magnitude(self, out: np.ndarray, x: np.ndarray) -> None:
         """The sine that Snake uses, up to its sign; float32 arrays of a multiple of 16 values."""

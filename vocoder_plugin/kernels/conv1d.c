@@ -31,7 +31,7 @@ VP_API void vp_sine_magnitude(float *out, const float *x, int64_t n) {
 struct segment { /* consecutive output rows of one batch entry, their inputs packed at x */
     struct window in, skip;
     char *x;
-    float *scale; /* int16: of each packed row */
+    float *scale; /* integers: of each packed row */
     char *y;
     int64_t first, rows;
 };
@@ -45,8 +45,10 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
     const int outputs = (int)tensor_ne(dst, 0);
     const int64_t n_rows = tensor_ne(dst, 1), n_batch = tensor_ne(dst, 2);
     const int panels = (outputs + VP_PANEL - 1) / VP_PANEL;
-    const size_t bytes = p->int16 ? sizeof(int16_t) : sizeof(float), step = row_step(channels);
-    const size_t panel_weights = (size_t)p->taps * packed_channels(channels, p->int16) * VP_PANEL;
+    const int integers = p->weight_bytes < 4;
+    const size_t x_bytes = integers ? sizeof(int16_t) : sizeof(float);
+    const size_t step = channels == 1 && !integers ? 1 : row_step(channels); /* samples need no padding */
+    const size_t panel_weights = (size_t)p->taps * packed_channels(channels, integers) * VP_PANEL;
     const char *weight = tensor_data(tensor_src(dst, p->weight));
     const float *scale = source_floats(dst, p->scale), *bias = source_floats(dst, p->bias);
     const float *alpha = p->elu ? &vp_elu : source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
@@ -89,14 +91,14 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
             struct segment *s = &segments[count++];
             s->in = make_window(history, chunk, p->zeros, batch);
             s->skip = make_window(tensor_src(dst, p->skip_history), tensor_src(dst, p->skip_chunk), p->skip_zeros, batch);
-            s->x = buffer + used * step * bytes;
+            s->x = buffer + used * step * x_bytes;
             s->scale = scales + used;
             s->y = tensor_data(dst) + batch * tensor_nb(dst, 2);
             s->first = t;
             s->rows = n;
             const int64_t packed = (n - 1) * p->stride + span;
-            if (!p->int16) pack_rows((float *)s->x, step, &s->in, t * p->stride, packed, channels, alpha, inverse);
-            for (int64_t i = 0; p->int16 && i < packed; i++) {
+            if (!integers) pack_rows((float *)s->x, step, &s->in, t * p->stride, packed, channels, alpha, inverse);
+            for (int64_t i = 0; integers && i < packed; i++) {
                 pack_rows(row, step, &s->in, t * p->stride + i, 1, channels, alpha, inverse);
                 s->scale[i] = quantise_row((int16_t *)s->x + i * step, row, channels);
             }
@@ -108,7 +110,7 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
             float start[VP_PANEL] = {0};
             const int width = outputs - panel * VP_PANEL < VP_PANEL ? outputs - panel * VP_PANEL : VP_PANEL;
             if (bias) memcpy(start, bias + panel * VP_PANEL, width * sizeof(float));
-            const char *w = weight + panel * panel_weights * bytes;
+            const char *w = weight + panel * panel_weights * p->weight_bytes;
             for (int tap = 0; tap < p->taps; tap += p->together) {
                 for (int c0 = 0; c0 < channels; c0 += p->block) {
                     const int block = channels - c0 < p->block ? channels - c0 : p->block;
@@ -123,14 +125,14 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
                         a.skip = has_skip && last ? &s->skip : NULL;
                         for (int64_t r = 0; r < s->rows; r += VP_ROWS) {
                             const int64_t in = r * p->stride + tap * p->dilation;
-                            a.x = s->x + (in * step + c0) * bytes;
+                            a.x = s->x + (in * step + c0) * x_bytes;
                             a.x_scale = s->scale + in;
                             a.y = (float *)(s->y + (s->first + r) * tensor_nb(dst, 1)) + panel * VP_PANEL;
                             a.skip_row = p->skip_first + s->first + r;
-                            tile_rows(&a, s->rows - r < VP_ROWS ? (int)(s->rows - r) : VP_ROWS, p->int16);
+                            tile_rows(&a, s->rows - r < VP_ROWS ? (int)(s->rows - r) : VP_ROWS, p->weight_bytes);
                         }
                     }
-                    w += (size_t)p->together * packed_channels(block, p->int16) * VP_PANEL * bytes;
+                    w += (size_t)p->together * packed_channels(block, integers) * VP_PANEL * p->weight_bytes;
                 }
             }
         }

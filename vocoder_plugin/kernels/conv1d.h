@@ -8,7 +8,7 @@ struct vp_conv1d {
     int32_t taps, dilation, stride;
     int32_t block;      /* input channels per block of packed weights: summed apart, then added up */
     int32_t together;   /* taps that are summed in one block */
-    int32_t int16;      /* products of 16-bit integers (int16.h), else of floats */
+    int32_t weight_bytes; /* 4: floats; 2 or 1: integers, times inputs of 16 bits (int16.c) */
     int32_t elu;        /* apply ELU to the window, instead of Snake */
     int32_t zeros;      /* rows of padding before the window's first row */
     int32_t skip_zeros; /* the same for the skip window */

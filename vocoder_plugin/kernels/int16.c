@@ -1,4 +1,5 @@
 /* Products of 16-bit integers, two at a time (vpdpwssd and its likes): twice the products of floats.
+ * Weights may be kept in 8 bits, for passes so short that reading them is what takes the time.
  *
  * Each row of inputs has one scale, each output of each tap (or point of winograd.c) another. Inputs are
  * integers up to INPUT_MAX. Weights are scaled so that the sum of a block's magnitudes is at most
@@ -14,6 +15,7 @@
 
 typedef int16_t vshort __attribute__((vector_size(4 * VP_LANES), aligned(2))); /* pairs */
 typedef int16_t vhalf __attribute__((vector_size(2 * VP_LANES), aligned(2)));
+typedef int8_t vbyte __attribute__((vector_size(2 * VP_LANES), aligned(1))); /* pairs */
 
 VP_INLINE vint multiply_pairs(vint sum, vshort w, int32_t x) {
 #if defined(__AVX512VNNI__)
@@ -36,18 +38,23 @@ VP_INLINE vint multiply_pairs(vint sum, vshort w, int32_t x) {
 #endif
 }
 
-VP_INLINE void tile(const struct tile_args *a, const int rows) {
+VP_INLINE vshort load_weights(const char *w, const int bytes) {
+    return bytes == 2 ? *(const vshort *)w : __builtin_convertvector(*(const vbyte *)w, vshort);
+}
+
+VP_INLINE void tile(const struct tile_args *a, const int rows, const int bytes) {
     vint acc[VP_ROWS][VP_VECS];
     for (int i = 0; i < rows; i++)
         for (int k = 0; k < VP_VECS; k++) acc[i][k] = (vint){0};
 
-    const int16_t *w = a->weight, *row[(VP_ROWS + 2) / 3];
+    const char *w = a->weight;
+    const int16_t *row[(VP_ROWS + 2) / 3];
     const size_t step = a->row_step;
     for (int i = 0; i < rows; i += 3) row[i / 3] = (const int16_t *)a->x + i * step;
 #pragma GCC unroll 4
-    for (int c = 0; c < a->channels; c += 2, w += 2 * VP_PANEL) {
+    for (int c = 0; c < a->channels; c += 2, w += 2 * VP_PANEL * bytes) {
         vshort wv[VP_VECS];
-        for (int k = 0; k < VP_VECS; k++) wv[k] = *(const vshort *)(w + k * 2 * VP_LANES);
+        for (int k = 0; k < VP_VECS; k++) wv[k] = load_weights(w + k * 2 * VP_LANES * bytes, bytes);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             int32_t x;
@@ -66,7 +73,10 @@ VP_INLINE void tile(const struct tile_args *a, const int rows) {
     }
 }
 
-void tile_int16(const struct tile_args *a, int rows) { VP_SWITCH_ROWS(rows) }
+#define TILE_INT16(a, n) tile(a, n, 2)
+#define TILE_INT8(a, n) tile(a, n, 1)
+void tile_int16(const struct tile_args *a, int rows) { VP_SWITCH_ROWS(TILE_INT16, rows) }
+void tile_int8(const struct tile_args *a, int rows) { VP_SWITCH_ROWS(TILE_INT8, rows) }
 
 float quantise_row(int16_t *out, const float *x, int n) {
     vint largest = {0}; /* of magnitudes, whose bits sort as integers */
@@ -93,9 +103,12 @@ float quantise_row(int16_t *out, const float *x, int n) {
 }
 
 /* weight: [phases, out, in, taps] with strides in floats; output o of phase p becomes p * out + o.
- * target: int16 [panel][tap][block][channel / 2][VP_PANEL][2]; scale: [panel][tap][VP_PANEL]. */
-VP_API void vp_pack_int16(int16_t *target, float *scale, const float *weight, const int64_t shape[4],
-                          const int64_t strides[4], int32_t block) {
+ * target: integers of 2 or 1 bytes [panel][tap][block][channel / 2][VP_PANEL][2]; scale: [panel][tap][VP_PANEL]. */
+VP_API void vp_pack_integers(void *target, float *scale, const float *weight, const int64_t shape[4],
+                             const int64_t strides[4], int32_t block, int32_t bytes) {
+    const double largest = bytes == 2 ? INT16_MAX : INT8_MAX;
+    int16_t *wide = target;
+    int8_t *narrow = target;
     const int64_t outputs = shape[0] * shape[1], channels = shape[2];
     for (int64_t first = 0; first < outputs; first += VP_PANEL) {
         for (int64_t tap = 0; tap < shape[3]; tap++, scale += VP_PANEL) {
@@ -112,7 +125,7 @@ VP_API void vp_pack_int16(int16_t *target, float *scale, const float *weight, co
                         sum += magnitude;
                         if (magnitude > most) most = magnitude;
                     }
-                    step = fmax(step, fmax(sum / (WEIGHT_SUM - block), most / INT16_MAX)); /* rounding adds < block */
+                    step = fmax(step, fmax(sum / (WEIGHT_SUM - block), most / largest)); /* rounding adds < block */
                 }
                 factor[i] = step > 1e-30 ? (float)(1 / step) : 0.0f;
                 scale[i] = (float)step;
@@ -120,8 +133,13 @@ VP_API void vp_pack_int16(int16_t *target, float *scale, const float *weight, co
             for (int64_t c0 = 0; c0 < channels; c0 += block)
                 for (int64_t c = c0; c < channels && c < c0 + block; c += 2)
                     for (int i = 0; i < VP_PANEL; i++)
-                        for (int64_t j = c; j < c + 2; j++)
-                            *target++ = row[i] && j < channels ? (int16_t)lrintf(row[i][j * strides[2]] * factor[i]) : 0;
+                        for (int64_t j = c; j < c + 2; j++) {
+                            const long value = row[i] && j < channels ? lrintf(row[i][j * strides[2]] * factor[i]) : 0;
+                            if (bytes == 2)
+                                *wide++ = (int16_t)value;
+                            else
+                                *narrow++ = (int8_t)value;
+                        }
         }
     }
 }

@@ -40,6 +40,11 @@ float *scratch_get(size_t floats) {
 
 void pack_rows(float *out, size_t step, const struct window *w, int64_t first, int64_t n, int channels,
                const float *alpha, const float *inverse) {
+    for (int64_t r = 0; channels == 1 && !alpha && r < n; r++) { /* samples */
+        const float *row = window_row(w, first + r);
+        out[r * step] = row ? *row : 0.0f;
+    }
+    if (channels == 1 && !alpha) return;
     for (int64_t r = 0; r < n; r++, out += step) {
         const float *row = window_row(w, first + r);
         if (!row) {
@@ -92,4 +97,4 @@ VP_INLINE void tile(const struct tile_args *a, const int rows) {
     for (int i = 0; i < rows; i++) finish_row(a, i, acc[i]);
 }
 
-void tile_float(const struct tile_args *a, int rows) { VP_SWITCH_ROWS(rows) }
+void tile_float(const struct tile_args *a, int rows) { VP_SWITCH_ROWS(tile, rows) }

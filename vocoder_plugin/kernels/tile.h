@@ -22,9 +22,9 @@ struct tile_args {
     const void *x;       /* first row of the tile in the scratch buffer, at the block's first channel */
     size_t row_step;     /* values between the inputs of neighbouring outputs */
     size_t tap_step;     /* values between the inputs of neighbouring taps */
-    const void *weight;  /* packed: floats [tap][channel][VP_PANEL], or int16 [channel / 2][VP_PANEL][2] of one tap */
+    const void *weight;  /* packed: floats [tap][channel][VP_PANEL], or integers [channel / 2][VP_PANEL][2] of one tap */
     int taps, channels;
-    const float *x_scale, *weight_scale; /* int16: of each row, `scale_step` apart, and of each output */
+    const float *x_scale, *weight_scale; /* integers: of each row, `scale_step` apart, and of each output */
     size_t scale_step;
     const float *bias; /* first block: add the bias; else what is in y */
     float *y;
@@ -68,31 +68,34 @@ VP_INLINE void finish_row(const struct tile_args *a, int i, vfloat *sum) {
     store_part(a->y + i * a->y_step, sum, a->width);
 }
 
-/* tile(a, rows) with a constant number of rows, 1 to VP_ROWS, so that sums stay in registers. */
+/* TILE(a, rows) with a constant number of rows, 1 to VP_ROWS, so that sums stay in registers. */
 #if VP_ROWS == 8
-#define VP_MORE_ROWS(CASE) CASE(5) CASE(6) CASE(7) CASE(8)
+#define VP_MORE_ROWS(TILE) VP_CASE(TILE, 5) VP_CASE(TILE, 6) VP_CASE(TILE, 7) VP_CASE(TILE, 8)
 #elif VP_ROWS == 6
-#define VP_MORE_ROWS(CASE) CASE(5) CASE(6)
+#define VP_MORE_ROWS(TILE) VP_CASE(TILE, 5) VP_CASE(TILE, 6)
 #elif VP_ROWS == 4
-#define VP_MORE_ROWS(CASE)
+#define VP_MORE_ROWS(TILE)
 #else
 #error "no cases for this many rows"
 #endif
-#define VP_CASE(n) \
+#define VP_CASE(TILE, n) \
     case n: \
-        tile(a, n); \
+        TILE(a, n); \
         break;
-#define VP_SWITCH_ROWS(rows) \
-    switch (rows) { VP_CASE(1) VP_CASE(2) VP_CASE(3) VP_CASE(4) VP_MORE_ROWS(VP_CASE) }
+#define VP_SWITCH_ROWS(TILE, rows) \
+    switch (rows) { VP_CASE(TILE, 1) VP_CASE(TILE, 2) VP_CASE(TILE, 3) VP_CASE(TILE, 4) VP_MORE_ROWS(TILE) }
 
 /* Products of `rows` rows (1 to VP_ROWS) with one block of weights of one panel. */
 void tile_float(const struct tile_args *a, int rows);
 void tile_int16(const struct tile_args *a, int rows);
-VP_INLINE void tile_rows(const struct tile_args *a, int rows, int int16) {
-    if (int16)
+void tile_int8(const struct tile_args *a, int rows);
+VP_INLINE void tile_rows(const struct tile_args *a, int rows, int weight_bytes) {
+    if (weight_bytes == 4)
+        tile_float(a, rows);
+    else if (weight_bytes == 2)
         tile_int16(a, rows);
     else
-        tile_float(a, rows);
+        tile_int8(a, rows);
 }
 
 /* Integers and their scale (largest magnitude / 8190) for n floats; out is filled up to a multiple of VP_LANES. */
@@ -102,8 +105,8 @@ VP_INLINE size_t row_step(int channels) { return (channels + ROW_PAD - 1) / ROW_
 
 VP_INLINE int whole_vectors(int channels) { return (channels + VP_LANES - 1) / VP_LANES * VP_LANES; }
 
-/* Channels that the packed weights of a block have: int16 come in pairs. */
-VP_INLINE int packed_channels(int channels, int int16) { return int16 ? (channels + 1) / 2 * 2 : channels; }
+/* Channels that the packed weights of a block have: integers come in pairs. */
+VP_INLINE int packed_channels(int channels, int integers) { return integers ? (channels + 1) / 2 * 2 : channels; }
 
 VP_INLINE const float *source_floats(const void *dst, int index) {
     const void *t = tensor_src(dst, index);

@@ -86,8 +86,9 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
     const char *weight = tensor_data(tensor_src(dst, p->weight));
     const float *scale = source_floats(dst, p->scale), *bias = source_floats(dst, p->bias);
     const float *alpha = p->elu ? &vp_elu : source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
-    const size_t step = row_step(channels), bytes = p->int16 ? sizeof(int16_t) : sizeof(float);
-    const size_t point_weights = (size_t)packed_channels(channels, p->int16) * VP_PANEL;
+    const int integers = p->weight_bytes < 4;
+    const size_t step = row_step(channels), x_bytes = integers ? sizeof(int16_t) : sizeof(float);
+    const size_t point_weights = (size_t)packed_channels(channels, integers) * VP_PANEL;
 
     /* A group is the 2 d outputs of d pairs. Threads share groups, or panels where there are few. */
     const int64_t most_groups = (n_rows + 2 * d - 1) / (2 * d) + 1;
@@ -125,7 +126,7 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
                 const int has_y0 = t >= 0 && t < n_rows, has_y1 = t + d >= 0 && t + d < n_rows;
                 if (!has_y0 && !has_y1) continue;
                 const float *inputs = x + (t - base) * step;
-                if (p->int16) {
+                if (integers) {
                     transform(values, step, inputs, step * d, channels);
                     for (int point = 0; point < POINTS; point++) {
                         const int64_t row = point * most + count;
@@ -142,7 +143,7 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
         for (int panel = panel0; panel < panel1; panel++) {
             for (int point = 0; point < POINTS; point++) {
                 const size_t part = (size_t)panel * POINTS + point;
-                const char *w = weight + part * point_weights * bytes;
+                const char *w = weight + part * point_weights * p->weight_bytes;
                 for (int c0 = 0; c0 < channels; c0 += p->block) {
                     const int block = channels - c0 < p->block ? channels - c0 : p->block;
                     struct tile_args a = {
@@ -150,12 +151,12 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
                         .y_step = VP_PANEL, .width = VP_PANEL, .weight_scale = scale + part * VP_PANEL, .scale_step = 1,
                     };
                     for (int64_t r = 0; r < count; r += VP_ROWS) {
-                        a.x = (char *)v + ((point * most + r) * step + c0) * bytes;
+                        a.x = (char *)v + ((point * most + r) * step + c0) * x_bytes;
                         a.x_scale = scales + point * most + r;
                         a.y = m + (point * most + r) * VP_PANEL;
-                        tile_rows(&a, count - r < VP_ROWS ? (int)(count - r) : VP_ROWS, p->int16);
+                        tile_rows(&a, count - r < VP_ROWS ? (int)(count - r) : VP_ROWS, p->weight_bytes);
                     }
-                    w += (size_t)packed_channels(block, p->int16) * VP_PANEL * bytes;
+                    w += (size_t)packed_channels(block, integers) * VP_PANEL * p->weight_bytes;
                 }
             }
             float panel_bias[VP_PANEL] = {0};
