@@ -12,7 +12,7 @@ def keep_precision(context: click.Context, _parameter: click.Parameter, value: s
 precision_option = click.option(
     "--precision", type=click.Choice(["float32", "int16", "int8"]), default="float32", show_default=True,
     expose_value=False, callback=keep_precision,
-    help="Of the codec's convolutions, on the CPU: int16 is faster, at about 50 dB from float32; int8 reads its weights "
+    help="Of the codec's convolutions, on the CPU: int16 is faster, at about 50 dB from float32; int8 reads weights "
     "faster still, which short pushes feel, at about 30 dB.",
 )  # fmt: skip
 
