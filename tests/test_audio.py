@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vocoder_plugin import AudioError
-from vocoder_plugin.audio import as_mono, audio_format, read_audio, resample, write_audio
+from vocoder_plugin.audio import Resampler, as_mono, audio_format, read_audio, resample, write_audio
 
 RATE = 24000
 ENDINGS = {"WAV": ".wav", "FLAC": ".flac", "OGG": ".ogg"}
@@ -122,7 +124,7 @@ def test_resampling_removes_what_the_target_cannot_hold():
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
 def test_rates_refused(rate):
-    with pytest.raises(AudioError, match=f"the sample rate is {rate}, expected a positive number"):
+    with pytest.raises(AudioError, match=f"the sample rate is {rate}, expected 1000 to 1000000 Hz"):
         resample(tone(0.1), rate, RATE)
 
 
@@ -233,3 +235,33 @@ def test_long_ogg(tmp_path):
     path = tmp_path / "long.ogg"
     assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 0
     assert soundfile.info(path).frames == RATE * 180
+
+
+# resampling as samples come
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
+@settings(max_examples=10)
+@given(cuts=st.lists(st.integers(0, 20000), max_size=20), n=st.integers(0, 20000))
+def test_any_cut_resamples_to_the_same(rate, cuts, n):
+    samples = np.random.default_rng(0).normal(0, 0.3, n).astype(np.float32)
+    resampler = Resampler(rate, RATE)
+    parts = [resampler.push(part) for part in np.split(samples, sorted(cuts))]
+    joined = np.concatenate([*parts, resampler.push(samples[:0], last=True)])
+    assert joined.size == (2 * n * RATE + rate) // (2 * rate)
+    np.testing.assert_array_equal(joined, resample(samples, rate, RATE))
+
+
+def test_reset_makes_a_resampler_new():
+    samples = tone(0.2, rate=16000)
+    resampler = Resampler(16000, RATE)
+    resampler.push(samples[::-1].copy())
+    resampler.reset()
+    np.testing.assert_array_equal(resampler.push(samples, last=True), resample(samples, 16000, RATE))
+
+
+def test_resampled_samples_lag_little():
+    resampler, pushed, got = Resampler(16000, RATE), 0, 0
+    for part in np.split(tone(2.0, rate=16000), 100):
+        pushed, got = pushed + part.size, got + resampler.push(part).size
+        assert pushed / 16000 - got / RATE < 0.04

@@ -67,7 +67,7 @@ def test_codes_are_not_changed(small_dac):
         (np.zeros((5, 0)), 24000, r"shape \(5, 0\)"),
         (np.zeros(5, complex), 24000, r"of type complex128, expected float"),
         (np.zeros(5, np.uint8), 24000, r"of type uint8"),
-        (np.zeros(5), 0, r"sample rate is 0, expected a positive number"),
+        (np.zeros(5), 0, r"sample rate is 0, expected 1000 to 1000000 Hz"),
         (np.zeros(5), -1, r"sample rate is -1"),
     ],
 )

@@ -194,9 +194,27 @@ def test_many_streams_in_one_step(sized, n_streams):
         stream.close()
 
 
+def test_many_encoders_together(sized):
+    wavs = [sized.wav, sized.wav[::-1], sized.wav[: sized.wav.size // 2]]
+    expected = [sized.encoded, *(sized.encode(wav, sized.sample_rate) for wav in wavs[1:])]
+    streams = [sized.encoder_stream() for _ in wavs]
+    edges = np.linspace(0, sized.wav.size, 9).astype(int)
+    steps = [sized.push_many(streams, [wav[a:b] for wav in wavs]) for a, b in pairwise(edges)]
+    for i, stream in enumerate(streams):
+        codes = np.concatenate([*(step[i] for step in steps), stream.flush()], axis=1)
+        np.testing.assert_array_equal(codes, expected[i])
+        stream.close()
+
+
+def test_any_rate_encodes_as_offline(codec):
+    with codec.encoder_stream(sample_rate=16000) as stream:
+        codes = [stream.push(part) for part in np.array_split(WAV, 7)]
+        np.testing.assert_array_equal(np.concatenate([*codes, stream.flush()], axis=1), codec.encode(WAV, 16000))
+
+
 def test_many_streams_refused(small_dac, small_dac_file):
     a, b = small_dac.decoder_stream(), small_dac.decoder_stream()
-    with pytest.raises(ValueError, match="2 streams for 1 arrays of codes"):
+    with pytest.raises(ValueError, match="2 streams for 1 arrays"):
         small_dac.push_many([a, b], [CODES])
     with pytest.raises(ValueError, match="all different"):
         small_dac.push_many([a, a], [CODES, CODES])

@@ -144,6 +144,15 @@ def test_any_partition_of_samples_encodes_the_same(codec, wavtokenizer_reference
     np.testing.assert_array_equal(codes, codec.encode(wav, 24000))
 
 
+def test_any_rate_encodes_as_offline(codec, wavtokenizer_reference):
+    wav = wavtokenizer_reference["wav"][:3000]
+    streams = [codec.encoder_stream(sample_rate=rate) for rate in (16000, 24000)]
+    steps = [codec.push_many(streams, [part, part]) for part in np.array_split(wav, 3)]
+    for i, stream in enumerate(streams):
+        codes = np.concatenate([*(step[i] for step in steps), stream.flush()], axis=1)
+        np.testing.assert_array_equal(codes, codec.encode(wav, stream.sample_rate))
+
+
 def test_long_audio_is_encoded_in_chunks(codec):
     """A chunk's frames are those of the whole clip: 3 chunks against one pass over everything."""
     wav = np.random.default_rng(1).standard_normal(int(24000 * 4.3)).astype(np.float32) * 0.1

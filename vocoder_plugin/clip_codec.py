@@ -20,7 +20,6 @@ from .ggml import Device
 from .gguf_file import GGUFFile
 from .graph import Graph, Session
 from .plan import WHOLE, Signal
-from .stream import DecoderStream
 from .weights import Find, check_shapes
 from .windowed import ClipEncoderStream, WindowedDecoderStream
 
@@ -156,20 +155,17 @@ class ClipCodec(Codec):
         self._need(self.has_decoder, "decoder")
         return WindowedDecoderStream(self, lookahead_frames=lookahead_frames, context_frames=context_frames)
 
-    def push_many(self, streams: Sequence[DecoderStream], codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """``streams[i].push(codes[i])`` for all i, one after the other."""
-        if len({id(stream) for stream in streams}) != len(streams) or len(streams) != len(codes):
-            raise ValueError(
-                f"{len(streams)} streams for {len(codes)} arrays of codes, expected one each, all different"
-            )
-        if any(stream._codec is not self for stream in streams):
-            raise ValueError("a stream belongs to another codec")
-        return [stream.push(chunk) for stream, chunk in zip(streams, codes, strict=True)]
+    def push_many(self, streams: Sequence[Any], inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """``streams[i].push(inputs[i])`` for all i, one after the other."""
+        if len({id(stream) for stream in streams}) != len(streams) or len(streams) != len(inputs):
+            raise ValueError(f"{len(streams)} streams for {len(inputs)} arrays, expected one each, all different")
+        self._check_owned(streams)
+        return [stream.push(chunk) for stream, chunk in zip(streams, inputs, strict=True)]
 
     # -- encoding
 
-    def encoder_stream(self) -> ClipEncoderStream:  # type: ignore[override]
-        """A stream from mono samples at ``sample_rate`` to codes, exact (see ClipEncoderStream)."""
+    def encoder_stream(self, *, sample_rate: float | None = None) -> ClipEncoderStream:  # type: ignore[override]
+        """A stream from mono samples at ``sample_rate`` to codes, exact (see Codec.encoder_stream)."""
         self._need(self.has_encoder, "encoder")
         return ClipEncoderStream(
             self,
@@ -177,6 +173,7 @@ class ClipCodec(Codec):
             tail_reach=wavtokenizer.TAIL_REACH,
             units=self._wav.encoder_dim << len(self._wav.encoder_rates),
             chunk_frames=max(1, round(ENCODER_CHUNK_SECONDS * self.frame_rate)),
+            sample_rate=sample_rate,
         )
 
     def encode_front(self, samples: np.ndarray) -> np.ndarray:

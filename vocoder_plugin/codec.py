@@ -260,22 +260,39 @@ class Codec:
             lookahead_frames=lookahead_frames,
         )
 
-    def push_many(self, streams: Sequence[DecoderStream], codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Push codes [n_codebooks, n_i] into several streams of this codec, decoded together.
+    def push_many(
+        self, streams: Sequence[DecoderStream] | Sequence[EncoderStream], inputs: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Push into several streams of this codec and of one direction, run together: the weights are read once.
+
+        Parameters
+        ----------
+        streams : sequence of DecoderStream or of EncoderStream
+        inputs : sequence of arrays
+            For each stream what its ``push`` takes.
 
         Returns
         -------
-        list of float32 arrays [m_i]
+        list of arrays
             What each ``stream.push`` alone would have given.
         """
+        self._check_owned(streams)
+        return push_many(streams, inputs)
+
+    def _check_owned(self, streams: Sequence[Any]) -> None:
         if any(stream._codec is not self for stream in streams):
             raise ValueError("a stream belongs to another codec")
-        return push_many(streams, codes)
 
-    def encoder_stream(self) -> EncoderStream:
-        """A stream from mono samples at ``sample_rate`` to codes, exact (see EncoderStream)."""
+    def encoder_stream(self, *, sample_rate: float | None = None) -> EncoderStream:
+        """A stream from mono samples to codes, exact (see EncoderStream).
+
+        Parameters
+        ----------
+        sample_rate : float, optional
+            Hz, of the samples; by default the codec's. Others are resampled as they come.
+        """
         self._need(self.has_encoder, "encoder")
-        return EncoderStream(self, self._pass("encode"), self._chunk_frames)
+        return EncoderStream(self, self._pass("encode"), self._chunk_frames, sample_rate=sample_rate)
 
     def _need(self, present: bool, what: str) -> None:
         self._session.check_open()

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from .audio import as_mono, resample
+from .audio import as_mono
 from .codec import Codec
 from .codecs import mimi
 from .codecs.mimi_file import Tensors
-from .errors import AudioError, CodesError
+from .errors import AudioError, CodesError, StreamError
+from .frame_rate import RowResampler
 from .ggml import Device
 from .gguf_file import GGUFFile
 from .plan import FIRST, MIDDLE, Phase, Signal
-from .stream import DecoderStream, EncoderStream, Pass, State
+from .stream import DecoderStream, EncoderStream, Pass, State, push_many
 from .weights import check_shapes
 from .window_ops import Attention, WindowNative, WindowPlan, WindowPortable
 
@@ -87,24 +88,51 @@ class MimiDecoderStream(DecoderStream):
 class MimiEncoderStream(EncoderStream):
     """See EncoderStream. ``push_latents`` gives the latents before quantisation in place of codes.
 
-    A stream may be asked for either at any time: both advance it.
+    A stream may be asked for either at any time, as both advance it; with a frame rate of its own it gives
+    latents only (StreamError otherwise).
+
+    Attributes
+    ----------
+    frame_rate : float
+        Latents per second.
     """
 
     _codec: MimiCodec
 
-    def __init__(self, codec: MimiCodec, passes: dict[str, Pass], chunk_frames: int) -> None:
-        self._passes = passes
-        super().__init__(codec, passes["encode"], chunk_frames)
+    def __init__(
+        self,
+        codec: MimiCodec,
+        passes: dict[str, Pass],
+        chunk_frames: int,
+        *,
+        sample_rate: float | None,
+        frame_rate: float | None,
+    ) -> None:
+        self.frame_rate = codec.frame_rate if frame_rate is None else frame_rate
+        if not 0 < self.frame_rate <= codec.sample_rate:
+            raise ValueError(f"frame_rate is {frame_rate!r}, expected more than 0 and at most {codec.sample_rate}")
+        self._latent_pass = passes["latents"]
+        self._rows = (
+            RowResampler(codec.frame_rate, self.frame_rate, codec.latent_dim)
+            if self.frame_rate != codec.frame_rate
+            else None
+        )
+        super().__init__(codec, passes["encode"], chunk_frames, sample_rate=sample_rate)
 
     def __enter__(self) -> MimiEncoderStream:
         return self
+
+    def _clear(self) -> None:
+        super()._clear()
+        if self._rows:
+            self._rows.reset()
 
     def _next_chunk(self, last: bool) -> tuple[Phase, int] | None:
         return _next_chunk(self._pending_frames, self._chunk_frames, self._started)
 
     def push_latents(self, samples: np.ndarray) -> np.ndarray:
-        """Mono samples at the codec's rate, float32 [n] -> latents float32 [m, latent_dim]; m may be 0."""
-        return self._latents(self.push, samples)
+        """Mono samples at ``sample_rate``, float32 [n] -> latents float32 [m, latent_dim]; m may be 0."""
+        return self._advance(self._latent_pass, samples, last=False)
 
     def flush_latents(self) -> np.ndarray:
         """End the stream: the remaining latents; a last partial frame is filled with zeros."""
@@ -112,23 +140,24 @@ class MimiEncoderStream(EncoderStream):
 
     def finish_latents(self, samples: np.ndarray) -> np.ndarray:
         """``push_latents`` and ``flush_latents`` in one."""
-        return self._latents(self.finish, samples)
+        return self._advance(self._latent_pass, samples, last=True)
 
-    def _latents(self, advance: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> np.ndarray:
-        self._pass = self._passes["latents"]
-        try:
-            return advance(samples)
-        finally:
-            self._pass = self._passes["encode"]
+    def _check_ready(self, pass_: Pass) -> None:
+        super()._check_ready(pass_)
+        if self._rows and pass_ is not self._latent_pass:
+            raise StreamError(
+                f"this stream gives latents at {self.frame_rate:g} frames/s; codes come at {self._codec.frame_rate:g}, "
+                "from a stream without frame_rate"
+            )
 
-    def _run_chunk(self, phase: Phase, frames: int, chunk: np.ndarray) -> np.ndarray:
-        outputs = self._pass.run([self._state], phase, frames, [np.ascontiguousarray(chunk)])
-        return outputs[0][0] if self._pass is self._passes["latents"] else np.stack(outputs)
+    def _outputs(self, pass_: Pass, outputs: list[np.ndarray], streams: int) -> list[np.ndarray]:
+        return list(outputs[0]) if pass_ is self._latent_pass else super()._outputs(pass_, outputs, streams)
 
-    def _codes(self, outputs: list[np.ndarray]) -> np.ndarray:
-        if self._pass is self._passes["encode"]:
-            return super()._codes(outputs)
-        return np.concatenate([np.empty((0, self._codec.latent_dim), np.float32), *outputs])
+    def _result(self, pass_: Pass, parts: list[np.ndarray], *, last: bool) -> np.ndarray:
+        if pass_ is not self._latent_pass:
+            return super()._result(pass_, parts, last=last)
+        latents = np.concatenate([np.empty((0, self._codec.latent_dim), np.float32), *parts])
+        return self._rows.push(latents, last=last) if self._rows else latents
 
 
 class MimiCodec(Codec):
@@ -195,31 +224,36 @@ class MimiCodec(Codec):
             raise ValueError(f"n_codebooks is {n_codebooks}, expected {self._mimi.n_semantic} to {self.n_codebooks}")
         return super().encode(audio, sample_rate)[:n_codebooks]
 
-    def encode_latents(self, audio: np.ndarray, sample_rate: int | None = None) -> np.ndarray:
+    def encode_latents(
+        self, audio: np.ndarray, sample_rate: float | None = None, *, frame_rate: float | None = None
+    ) -> np.ndarray:
         """Samples to latents before quantisation.
 
         Parameters
         ----------
         audio : float array [n_samples] or [n_samples, channels]
             Nominally in [-1, 1]; channels are averaged, other rates resampled.
-        sample_rate : int, optional
+        sample_rate : float, optional
             Of ``audio``, in Hz; by default the codec's.
+        frame_rate : float, optional
+            Latents per second, interpolated linearly (see ``encoder_stream``); by default the codec's.
 
         Returns
         -------
         float32 array [n_frames, latent_dim]
-            n_frames = ceil(samples at the codec's rate / hop_length); the end is padded with zeros.
+            n = ceil(samples at the codec's rate / hop_length), where the end is padded with zeros; with ``frame_rate``
+            ceil(n * frame_rate / codec.frame_rate).
 
         Raises
         ------
         AudioError
             For audio of a wrong type or shape, empty, or with values that are not finite.
         """
-        samples = resample(as_mono(audio), sample_rate or self.sample_rate, self.sample_rate)
-        if samples.size == 0:
+        with self.encoder_stream(sample_rate=sample_rate, frame_rate=frame_rate) as stream:
+            latents = stream.finish_latents(as_mono(audio))
+        if not len(latents):
             raise AudioError("there are no samples to encode")
-        with self.encoder_stream() as stream:
-            return stream.finish_latents(samples)
+        return latents
 
     def decoded_length(self, n_frames: int) -> int:
         return n_frames * self.hop_length
@@ -232,11 +266,27 @@ class MimiCodec(Codec):
         pass_ = self._pass("decode")
         return MimiDecoderStream(self, pass_, self._chunk_frames, delay=0, lookahead_frames=lookahead_frames)
 
-    def encoder_stream(self) -> MimiEncoderStream:
-        """A stream from mono samples at ``sample_rate`` to codes or latents, exact (see MimiEncoderStream)."""
+    def encoder_stream(self, *, sample_rate: float | None = None, frame_rate: float | None = None) -> MimiEncoderStream:
+        """A stream from mono samples to codes or latents, exact (see MimiEncoderStream).
+
+        Parameters
+        ----------
+        sample_rate : float, optional
+            Hz, of the samples; by default the codec's. Others are resampled as they come (see audio.Resampler).
+        frame_rate : float, optional
+            Latents per second, by default the codec's. Others are made by linear interpolation between
+            neighbours, as they come (see frame_rate.RowResampler); such a stream gives no codes.
+        """
         self._need(self.has_encoder, "encoder")
         passes = {name: self._pass(name) for name in ("encode", "latents")}
-        return MimiEncoderStream(self, passes, self._chunk_frames)
+        return MimiEncoderStream(self, passes, self._chunk_frames, sample_rate=sample_rate, frame_rate=frame_rate)
+
+    def push_latents_many(
+        self, streams: Sequence[MimiEncoderStream], samples: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """``streams[i].push_latents(samples[i])`` for all i, run together; see ``push_many``."""
+        self._check_owned(streams)
+        return push_many(streams, samples, self._pass("latents"))
 
     # -- checks
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .audio import Resampler
 from .errors import StreamError
 from .graph import Graph, Session, TensorBuffer
 from .ops import GraphOps, Lowering
@@ -121,6 +122,8 @@ class Pass:
 class _Stream:
     """What both directions share: pending frames, phases, and one thread at a time."""
 
+    exact: bool
+
     def __init__(self, codec: Codec, pass_: Pass, chunk_frames: int) -> None:
         self._codec, self._pass, self._chunk_frames = codec, pass_, chunk_frames
         self._state = pass_.new_state()
@@ -132,9 +135,12 @@ class _Stream:
         with self._claimed():
             if not self._state.memory.close.alive:
                 raise StreamError("this stream is closed")
-            self._started = self._finished = False
-            self._pending: list[np.ndarray] = []
-            self._pending_frames = 0
+            self._clear()
+
+    def _clear(self) -> None:
+        self._started = self._finished = False
+        self._pending: list[np.ndarray] = []
+        self._pending_frames = 0
 
     def close(self) -> None:
         """Free the state. The stream cannot be used afterwards."""
@@ -142,23 +148,16 @@ class _Stream:
             self._finished = True
             self._state.memory.close()
 
-    def _feed(self, frames: np.ndarray, n: int, *, last: bool) -> list[np.ndarray]:
-        """Take n frames (along the last axis of ``frames``) and run every chunk that is ready."""
-        with self._claimed():
-            self._append(frames, n)
-            outputs = []
-            while (chunk := self._next_chunk(last)) is not None:
-                phase, size = chunk
-                outputs.append(self._run_chunk(phase, size, self._take(size)))
-                self._started = True
-                if phase.last:
-                    break
-            self._finished = last
-            return outputs
-
-    def _append(self, frames: np.ndarray, n: int) -> None:
+    def _check_ready(self, pass_: Pass) -> None:
         if self._finished:
             raise StreamError("this stream has ended; call reset() to start a new one")
+
+    def _take_in(self, data: np.ndarray, *, last: bool) -> None:
+        """Keep checked codes or samples until there is a chunk of them."""
+        raise NotImplementedError
+
+    def _append(self, frames: np.ndarray, n: int) -> None:
+        """Keep n frames, which lie along the last axis."""
         self._pending.append(frames)
         self._pending_frames += n
 
@@ -189,8 +188,62 @@ class _Stream:
         self._pending_frames -= n
         return joined[..., : n * width]
 
-    def _run_chunk(self, phase: Phase, frames: int, chunk: np.ndarray) -> np.ndarray:
+    def _input(self, chunk: np.ndarray) -> np.ndarray:
+        """A chunk as the graph takes it."""
         raise NotImplementedError
+
+    def _outputs(self, pass_: Pass, outputs: list[np.ndarray], streams: int) -> list[np.ndarray]:
+        """What a graph gave to each of several streams."""
+        raise NotImplementedError
+
+    def _result(self, pass_: Pass, parts: list[np.ndarray], *, last: bool) -> np.ndarray:
+        """What the caller gets for the chunks that were run."""
+        raise NotImplementedError
+
+
+def advance(
+    streams: Sequence[_Stream], inputs: Sequence[np.ndarray], pass_: Pass, *, last: bool = False
+) -> list[np.ndarray]:
+    """Checked codes or samples into streams of one codec, and every chunk that is ready through ``pass_``.
+
+    Streams whose next chunks are alike run together, and the weights are read once for all of them. With ``last``
+    the streams end. Nothing is taken in unless every stream can take it.
+    """
+    with contextlib.ExitStack() as claims:
+        for stream in streams:
+            claims.enter_context(stream._claimed())
+            stream._check_ready(pass_)
+        for stream, data in zip(streams, inputs, strict=True):
+            stream._take_in(data, last=last)
+        parts: list[list[np.ndarray]] = [[] for _ in streams]
+        while groups := _equal_chunks(streams, last):
+            for (phase, frames), members in groups.items():
+                group = [streams[i] for i in members]
+                chunks = [stream._take(frames) for stream in group]
+                for i, output in zip(members, _run(group, pass_, phase, frames, chunks), strict=True):
+                    parts[i].append(output)
+                    streams[i]._started, streams[i]._finished = True, phase.last
+        results = [stream._result(pass_, part, last=last) for stream, part in zip(streams, parts, strict=True)]
+        for stream in streams:
+            stream._finished = last
+        return results
+
+
+def _equal_chunks(streams: Sequence[_Stream], last: bool) -> dict[tuple[Phase, int], list[int]]:
+    """Streams by the chunk they can run next."""
+    groups: dict[tuple[Phase, int], list[int]] = {}
+    for i, stream in enumerate(streams):
+        if not stream._finished and (chunk := stream._next_chunk(last)) is not None:
+            groups.setdefault(chunk, []).append(i)
+    return groups
+
+
+def _run(
+    streams: Sequence[_Stream], pass_: Pass, phase: Phase, frames: int, chunks: list[np.ndarray]
+) -> list[np.ndarray]:
+    inputs = [np.concatenate([s._input(chunk) for s, chunk in zip(streams, chunks, strict=True)])] if frames else []
+    outputs = pass_.run([stream._state for stream in streams], phase, frames, inputs)
+    return streams[0]._outputs(pass_, outputs, len(streams))
 
 
 class DecoderStream(_Stream):
@@ -220,8 +273,8 @@ class DecoderStream(_Stream):
         self.exact = self.lookahead_frames == self._reach
         super().__init__(codec, pass_, chunk_frames)
 
-    def reset(self) -> None:
-        super().reset()
+    def _clear(self) -> None:
+        super()._clear()
         self._pushed_frames = self._decoded_samples = self._given_samples = 0
         self._last_frame = np.empty((self._codec.n_codebooks, 0), np.int32)
 
@@ -236,7 +289,7 @@ class DecoderStream(_Stream):
             After ``flush``, or while another thread uses the stream.
         """
         codes = self._codec.check_codes(codes)
-        samples = self._samples(self._feed(codes, codes.shape[1], last=False))
+        samples = advance([self], [codes], self._pass)[0]
         return samples if self.exact else self._with_estimate(codes, samples)
 
     def flush(self) -> np.ndarray:
@@ -246,7 +299,7 @@ class DecoderStream(_Stream):
     def finish(self, codes: np.ndarray) -> np.ndarray:
         """``push`` and ``flush`` in one, with a chunk less work."""
         codes = self._codec.check_codes(codes)
-        samples = self._samples(self._feed(codes, codes.shape[1], last=True))
+        samples = advance([self], [codes], self._pass, last=True)[0]
         return samples[self._given_samples - self._decoded_samples :]
 
     def _with_estimate(self, codes: np.ndarray, samples: np.ndarray) -> np.ndarray:
@@ -269,17 +322,21 @@ class DecoderStream(_Stream):
         """The samples after the exact ones, as if the last frame went on for the missing lookahead."""
         repeats = np.repeat(self._last_frame, self._reach - self.lookahead_frames, axis=1)
         codes = np.concatenate([*self._pending, repeats], axis=1)
-        return self._run_chunk(LAST if self._started else WHOLE, codes.shape[1], codes)
+        return _run([self], self._pass, LAST if self._started else WHOLE, codes.shape[1], [codes])[0]
 
-    @staticmethod
-    def _samples(outputs: list[np.ndarray]) -> np.ndarray:
-        if len(outputs) == 1:
-            return outputs[0]
-        return np.concatenate(outputs) if outputs else np.empty(0, np.float32)
+    def _take_in(self, data: np.ndarray, *, last: bool) -> None:
+        self._append(data, data.shape[1])
 
-    def _run_chunk(self, phase: Phase, frames: int, chunk: np.ndarray) -> np.ndarray:
-        inputs = [self._codec.code_rows(chunk)] if frames else []
-        return self._pass.run([self._state], phase, frames, inputs)[0].reshape(-1)
+    def _input(self, chunk: np.ndarray) -> np.ndarray:
+        return self._codec.code_rows(chunk)
+
+    def _outputs(self, pass_: Pass, outputs: list[np.ndarray], streams: int) -> list[np.ndarray]:
+        return list(outputs[0])
+
+    def _result(self, pass_: Pass, parts: list[np.ndarray], *, last: bool) -> np.ndarray:
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
     def __enter__(self) -> DecoderStream:
         return self
@@ -288,63 +345,50 @@ class DecoderStream(_Stream):
         self.close()
 
 
-def push_many(streams: Sequence[DecoderStream], codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """``streams[i].push(codes[i])`` for all i, with streams that are equally far decoded together.
+def push_many(streams: Sequence[_Stream], inputs: Sequence[np.ndarray], pass_: Pass | None = None) -> list[np.ndarray]:
+    """``streams[i].push(inputs[i])`` for all i, with streams that are equally far run together.
 
-    Each gives the samples that it would give alone; the weights are read once for all.
+    Each gives what it would give alone. ``pass_`` is another direction than that of ``push``.
     """
-    if len({id(stream) for stream in streams}) != len(streams) or len(streams) != len(codes):
-        raise ValueError(f"{len(streams)} streams for {len(codes)} arrays of codes, expected one each, all different")
-    if any(stream._codec is not streams[0]._codec for stream in streams):
-        raise ValueError("the streams belong to different codecs, expected one")
+    if len({id(stream) for stream in streams}) != len(streams) or len(streams) != len(inputs):
+        raise ValueError(f"{len(streams)} streams for {len(inputs)} arrays, expected one each, all different")
+    if not streams:
+        return []
+    codec, kind = streams[0]._codec, type(streams[0])
+    if any(stream._codec is not codec or type(stream) is not kind for stream in streams):
+        raise ValueError("the streams are of different codecs or directions, expected one")
     if any(not stream.exact for stream in streams):
         raise ValueError("streams with a shortened lookahead cannot be decoded together")
-    checked = [stream._codec.check_codes(c) for stream, c in zip(streams, codes, strict=True)]
-    with contextlib.ExitStack() as claims:
-        for stream, chunk in zip(streams, checked, strict=True):
-            claims.enter_context(stream._claimed())
-            stream._append(chunk, chunk.shape[1])
-        outputs: list[list[np.ndarray]] = [[] for _ in streams]
-        while groups := _equal_chunks(streams):
-            for (phase, frames), members in groups.items():
-                rows = [streams[i]._codec.code_rows(streams[i]._take(frames)) for i in members]
-                states = [streams[i]._state for i in members]
-                samples = streams[0]._pass.run(states, phase, frames, [np.concatenate(rows)])[0]
-                for i, row in zip(members, samples, strict=True):
-                    outputs[i].append(row)
-                    streams[i]._started = True
-    return [DecoderStream._samples(parts) for parts in outputs]
-
-
-def _equal_chunks(streams: Sequence[DecoderStream]) -> dict[tuple[Phase, int], list[int]]:
-    """Streams by the chunk they can run next."""
-    groups: dict[tuple[Phase, int], list[int]] = {}
-    for i, stream in enumerate(streams):
-        if (chunk := stream._next_chunk(last=False)) is not None:
-            groups.setdefault(chunk, []).append(i)
-    return groups
+    check = codec.check_codes if isinstance(streams[0], DecoderStream) else codec.check_samples
+    return advance(streams, [check(data) for data in inputs], pass_ or streams[0]._pass)
 
 
 class EncoderStream(_Stream):
     """Samples in, codes out, identical to offline encoding however the samples are cut into pushes.
 
     A context manager. One thread at a time may use a stream (StreamError otherwise).
+
+    Attributes
+    ----------
+    sample_rate : float
+        Hz, of the samples that are pushed.
     """
 
     exact = True
 
-    def reset(self) -> None:
-        super().reset()
+    def __init__(self, codec: Codec, pass_: Pass, chunk_frames: int, *, sample_rate: float | None = None) -> None:
+        self.sample_rate = codec.sample_rate if sample_rate is None else sample_rate
+        self._resampler = Resampler(self.sample_rate, codec.sample_rate)
+        super().__init__(codec, pass_, chunk_frames)
+
+    def _clear(self) -> None:
+        super()._clear()
+        self._resampler.reset()
         self._partial = np.empty(0, np.float32)  # samples short of a frame
 
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """Mono samples at the codec's rate, float32 [n] -> codes int32 [n_codebooks, m]; m may be 0."""
-        samples = self._codec.check_samples(samples)
-        joined = np.concatenate([self._partial, samples])
-        whole = joined.size // self._codec.hop_length * self._codec.hop_length
-        codes = self._codes(self._feed(joined[:whole], whole // self._codec.hop_length, last=False))
-        self._partial = joined[whole:]
-        return codes
+        """Mono samples at ``sample_rate``, float32 [n] -> codes int32 [n_codebooks, m]; m may be 0."""
+        return self._advance(self._pass, samples, last=False)
 
     def flush(self) -> np.ndarray:
         """End the stream: the remaining codes; a last partial frame is filled with zeros."""
@@ -352,18 +396,29 @@ class EncoderStream(_Stream):
 
     def finish(self, samples: np.ndarray) -> np.ndarray:
         """``push`` and ``flush`` in one, with a chunk less work."""
-        samples = np.concatenate([self._partial, self._codec.check_samples(samples)])
+        return self._advance(self._pass, samples, last=True)
+
+    def _advance(self, pass_: Pass, samples: np.ndarray, *, last: bool) -> np.ndarray:
+        return advance([self], [self._codec.check_samples(samples)], pass_, last=last)[0]
+
+    def _take_in(self, data: np.ndarray, *, last: bool) -> None:
         hop = self._codec.hop_length
-        samples = np.pad(samples, (0, -samples.size % hop))
-        return self._codes(self._feed(samples, samples.size // hop, last=True))
+        samples = np.concatenate([self._partial, self._resampler.push(data, last=last)])
+        if last:
+            samples = np.pad(samples, (0, -samples.size % hop))
+        frames = samples.size // hop
+        self._append(samples[: frames * hop], frames)
+        self._partial = samples[frames * hop :]
 
-    def _codes(self, outputs: list[np.ndarray]) -> np.ndarray:
-        empty = np.empty((self._codec.n_codebooks, 0), np.int32)
-        return np.concatenate([empty, *outputs], axis=1)
+    def _input(self, chunk: np.ndarray) -> np.ndarray:
+        return chunk
 
-    def _run_chunk(self, phase: Phase, frames: int, chunk: np.ndarray) -> np.ndarray:
-        inputs = [np.ascontiguousarray(chunk)] if frames else []
-        return np.stack(self._pass.run([self._state], phase, frames, inputs))
+    def _outputs(self, pass_: Pass, outputs: list[np.ndarray], streams: int) -> list[np.ndarray]:
+        codes = np.stack(outputs).reshape(len(outputs), streams, -1)
+        return list(codes.swapaxes(0, 1))
+
+    def _result(self, pass_: Pass, parts: list[np.ndarray], *, last: bool) -> np.ndarray:
+        return np.concatenate([np.empty((self._codec.n_codebooks, 0), np.int32), *parts], axis=1)
 
     def __enter__(self) -> EncoderStream:
         return self

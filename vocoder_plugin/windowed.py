@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .audio import Resampler
 from .errors import StreamError
 
 if TYPE_CHECKING:
@@ -186,23 +187,40 @@ class ClipEncoderStream(_OneThread):
     """Samples in, codes out, identical to offline encoding however the samples are cut into pushes.
 
     A context manager. One thread at a time may use a stream (StreamError otherwise).
+
+    Attributes
+    ----------
+    sample_rate : float
+        Hz, of the samples that are pushed.
     """
 
     exact = True
 
-    def __init__(self, codec: ClipCodec, *, reach: int, tail_reach: int, units: int, chunk_frames: int) -> None:
+    def __init__(
+        self,
+        codec: ClipCodec,
+        *,
+        reach: int,
+        tail_reach: int,
+        units: int,
+        chunk_frames: int,
+        sample_rate: float | None = None,
+    ) -> None:
         self._codec, self._units = codec, units
+        self.sample_rate = codec.sample_rate if sample_rate is None else sample_rate
+        self._resampler = Resampler(self.sample_rate, codec.sample_rate)
         self._reach, self._tail_reach, self._chunk_frames = reach, tail_reach, chunk_frames
         super().__init__()
 
     def _clear(self) -> None:
         codec, most = self._codec, self._chunk_frames
+        self._resampler.reset()
         self._front = _Stage(codec.encode_front, rows=codec.hop_length, reach=self._reach, most=most)
         self._tail = _Stage(codec.encode_tail, rows=1, reach=self._tail_reach, most=most)
         self._state = np.zeros((2, 2, self._units), np.float32)
 
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """Mono samples at the codec's rate, float32 [n] -> codes int32 [1, m]; m may be 0."""
+        """Mono samples at ``sample_rate``, float32 [n] -> codes int32 [1, m]; m may be 0."""
         return self._advance(self._codec.check_samples(samples), last=False)
 
     def flush(self) -> np.ndarray:
@@ -217,7 +235,7 @@ class ClipEncoderStream(_OneThread):
         with self._claimed():
             self._begin(last)
             codes = []
-            for piece in self._front.push(samples, last=last):
+            for piece in self._front.push(self._resampler.push(samples, last=last), last=last):
                 x, self._state = self._codec.encode_lstm(piece, self._state)
                 codes += self._tail.push(x, last=False)
             if last:
