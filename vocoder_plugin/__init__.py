@@ -20,7 +20,7 @@ from .errors import (
 )
 from .llm import SpeechStream
 from .stream import DecoderStream, EncoderStream
-from .tokens import AudioVocabulary, TokenReport, deinterleave
+from .tokens import AudioVocabulary, TokenLayout, TokenReport, deinterleave
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "SpeechStream",
     "StreamError",
     "TokenError",
+    "TokenLayout",
     "TokenReport",
     "VocoderError",
     "deinterleave",

@@ -14,7 +14,7 @@ from .codec import Codec
 from .completion_text import TextScanner, token_texts
 from .errors import StreamError, TokenError, VocoderError
 from .overlap import Worker
-from .tokens import AudioVocabulary, Deinterleaver, TokenReport
+from .tokens import LAYOUTS, AudioVocabulary, Deinterleaver, TokenLayout, TokenReport
 
 # OuteTTS's sampling; llama_cpp applies the penalty to its last_n_tokens_size, 64 by default
 SAMPLING = {"temp": 0.4, "repeat_penalty": 1.1, "top_k": 40, "top_p": 0.9, "min_p": 0.05}
@@ -50,6 +50,8 @@ class SpeechStream:
     llm : llama_cpp.Llama
         Its vocabulary must have the codec's audio tokens (TokenError otherwise).
     codec : Codec
+    layout : TokenLayout, optional
+        How the model spells and orders its audio tokens; by default OuteTTS's (docs/tokens.md).
     schedule : sequence of int
         Frames to collect before each chunk is decoded: small at first for an early start, larger
         later for speed; the last entry repeats. The first chunk is the one that gives the first
@@ -75,13 +77,19 @@ class SpeechStream:
         llm: Any,
         codec: Codec,
         *,
+        layout: TokenLayout | None = None,
         schedule: Sequence[int] = SCHEDULE,
         overlap: bool | None = None,
         lookahead_frames: int | None = None,
     ) -> None:
         if not schedule or min(schedule) < 1:
             raise ValueError(f"schedule is {schedule!r}, expected frame counts of at least 1")
-        self.vocabulary = AudioVocabulary.from_llm(llm, codec)
+        if layout is not None and layout.n_codebooks != codec.n_codebooks:
+            raise TokenError(
+                f"layout {layout.name!r} has {layout.n_codebooks} codebooks, the codec {codec.n_codebooks}; "
+                f"load another codec, or Mimi with n_codebooks={layout.n_codebooks}"
+            )
+        self.vocabulary = AudioVocabulary.from_llm(llm, codec, layouts=LAYOUTS if layout is None else [layout])
         self.finished = False
         self.overlap = not codec.device.is_cpu if overlap is None else overlap
         self._llm = llm
