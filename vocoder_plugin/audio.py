@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -82,6 +84,13 @@ class Resampler:
 
 def read_audio(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
     """Any file soundfile reads (``-`` for standard input) -> float32 [n] or [n, channels], rate in Hz."""
+    with open_audio(path) as sound, _told(path):
+        return sound.read(dtype="float32"), sound.samplerate
+
+
+@contextlib.contextmanager
+def open_audio(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Any file soundfile reads (``-`` for standard input), as an open ``SoundFile``."""
     import soundfile
 
     source: str | BinaryIO = str(path)
@@ -91,11 +100,31 @@ def read_audio(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
         source = io.BytesIO(sys.stdin.buffer.read())
     elif not Path(path).exists():
         raise AudioError(f"{path}: there is no such file")
+    with _told(path):
+        sound = soundfile.SoundFile(source)
+    with sound:
+        yield sound
+
+
+def audio_blocks(sound: Any, seconds: float) -> Iterator[np.ndarray]:
+    """An open ``SoundFile``'s samples in blocks, float32 [n] or [n, channels]."""
+    while True:
+        with _told(sound.name):
+            block = sound.read(max(1, round(seconds * sound.samplerate)), dtype="float32")
+        if not len(block):
+            return
+        yield block
+
+
+@contextlib.contextmanager
+def _told(path: object) -> Iterator[None]:
+    """soundfile's errors become AudioError."""
+    import soundfile
+
     try:
-        samples, rate = soundfile.read(source, dtype="float32")
+        yield
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(f"{path}: {getattr(error, 'error_string', error)}") from None
-    return samples, rate
 
 
 def audio_format(path: str | os.PathLike[str]) -> str:

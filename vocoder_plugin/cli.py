@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,12 +19,13 @@ from . import __version__
 from .convert_commands import convert
 from .errors import VocoderError
 from .mimi_commands import features
-from .options import force_option, precision_option
+from .options import codebooks_option, force_option, precision_option
 
 WHOLE_CLIP = 1 << 30  # frames of lookahead
 FILE_ERRORS = (VocoderError, OSError)
 F = TypeVar("F", bound=Callable[..., Any])
 Write = Callable[[np.ndarray], Any]
+PIECE_SECONDS = 10.0  # of sound that `encode` and `features` push at a time
 STREAMING_FRAMES = 48  # of a chunk that `decode --streaming` writes
 
 
@@ -68,12 +69,20 @@ def codec_options(command: F) -> F:
     return command
 
 
-def load_codec(path: str, device: str | None, threads: int | None, llm: Any = None) -> Any:
+def load_codec(
+    path: str, device: str | None, threads: int | None, llm: Any = None, *, codebooks: int | None = None
+) -> Any:
     from .codec import Codec
 
     kernels = os.environ.get("VOCODER_KERNELS") or None
     precision = click.get_current_context().meta["precision"]
-    return Codec.load(path, llm=llm, device=device, n_threads=threads, kernels=kernels, precision=precision)
+    options = {} if codebooks is None else {"n_codebooks": codebooks}
+    try:
+        return Codec.load(
+            path, llm=llm, device=device, n_threads=threads, kernels=kernels, precision=precision, **options
+        )
+    except ValueError as error:  # of the number of codebooks; click has checked the others
+        raise VocoderError(f"{path}: {error}") from None
 
 
 @contextmanager
@@ -230,22 +239,53 @@ def info(file: str, tensors: bool) -> None:
 # -- encode, decode
 
 
+@contextmanager
+def sound_pieces(audio: str, *, streaming: bool) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
+    """A sound file's rate, and its mono samples in pieces; with ``streaming`` each is read when it is wanted."""
+    from .audio import as_mono, audio_blocks, open_audio
+
+    with open_audio(audio) as sound, Progress() as progress:
+
+        def told(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+            done = 0
+            for block in blocks:
+                yield as_mono(block)
+                done += len(block)
+                progress.show(f"{done / sound.samplerate:.1f} of {sound.frames / sound.samplerate:.1f} s of audio")
+
+        blocks = audio_blocks(sound, PIECE_SECONDS)
+        yield sound.samplerate, told(blocks if streaming else list(blocks))
+
+
 @main.command()
 @click.argument("audio", type=click.Path())
 @click.argument("out", type=click.Path())
 @codec_options
+@codebooks_option
+@click.option("--streaming", is_flag=True, help="Read AUDIO piece by piece, in little memory; the codes are the same.")
 @force_option
-def encode(audio: str, out: str, codec_file: str, device: str | None, threads: int | None, force: bool) -> None:
-    """Encode AUDIO (any sound file, - for standard input) to codes in OUT (.npz).
+def encode(
+    audio: str, out: str, codec_file: str, device: str | None, threads: int | None, codebooks: int | None,
+    streaming: bool, force: bool,
+) -> None:  # fmt: skip
+    """Encode AUDIO (any sound file, any rate; - for standard input) to codes in OUT (.npz).
 
-    OUT holds audio_codes [1, codebooks, frames], sample_rate, num_codebooks and num_frames.
+    OUT holds audio_codes [1, codebooks, frames], sample_rate, num_codebooks and num_frames, as numpy.load reads them;
+    `decode` takes it back to sound.
+
+    \b
+    All 32 codebooks of Mimi:  vocoder-plugin encode in.wav codes.npz --codec mimi.gguf --codebooks 32
+    Hours of sound:            vocoder-plugin encode long.flac codes.npz --codec mimi.gguf --streaming
     """
-    from .audio import read_audio
-
     check_output(out, force=force)
-    with load_codec(codec_file, device, threads) as codec:
-        samples, rate = read_audio(audio)
-        codes = codec.encode(samples, rate)
+    with load_codec(codec_file, device, threads, codebooks=codebooks) as codec:
+        with (
+            sound_pieces(audio, streaming=streaming) as (rate, pieces),
+            codec.encoder_stream(sample_rate=rate) as stream,
+        ):
+            codes = np.concatenate([*map(stream.push, pieces), stream.flush()], axis=1)
+        if codes.shape[1] == 0:
+            raise VocoderError("there are no samples to encode")
         with output_file(out, force=force) as file:
             np.savez_compressed(
                 file, audio_codes=codes[np.newaxis], sample_rate=codec.sample_rate,
@@ -258,17 +298,19 @@ def encode(audio: str, out: str, codec_file: str, device: str | None, threads: i
 @click.argument("codes", type=click.Path())
 @click.argument("out", type=click.Path())
 @codec_options
+@codebooks_option
 @click.option("--streaming", is_flag=True, help="Let OUT grow chunk by chunk, in little memory; Ctrl-C keeps it.")
 @click.option("--raw", is_flag=True, help="With OUT -: 16-bit little-endian mono samples, chunk by chunk, no header.")
 @force_option
 def decode(
-    codes: str, out: str, codec_file: str, device: str | None, threads: int | None, streaming: bool, raw: bool,
-    force: bool,
+    codes: str, out: str, codec_file: str, device: str | None, threads: int | None, codebooks: int | None,
+    streaming: bool, raw: bool, force: bool,
 ) -> None:  # fmt: skip
     """Decode the codes in CODES (.npz, as `encode` writes it) to OUT.
 
     OUT is a .wav, .flac or .ogg file, or - for wav on standard output. It appears when it is
-    complete, or with --streaming grows from the start; the samples of exact codecs (DAC) are the same.
+    complete, or with --streaming grows from the start; the samples of exact codecs (DAC, Mimi) are the same.
+    Without --codebooks, all codebooks of CODES are used.
 
     \b
     Play without a file:  vocoder-plugin decode codes.npz - --codec dac.gguf --raw | aplay -f S16_LE -r 24000
@@ -278,8 +320,12 @@ def decode(
     check_streaming(out, streaming=streaming, raw=raw, option="--streaming")
     audio_format(out)
     check_output(out, force=force)
-    with load_codec(codec_file, device, threads) as codec:
-        array = codec.check_codes(read_codes(codes))
+    array = read_codes(codes)
+    if codebooks is not None and codebooks > len(array):
+        raise VocoderError(f"{codes}: has {len(array)} codebooks, fewer than --codebooks {codebooks}")
+    array = array[:codebooks]
+    with load_codec(codec_file, device, threads, codebooks=mimi_codebooks(codec_file, codebooks, len(array))) as codec:
+        array = codec.check_codes(array)
         seconds = length = 0.0
         with (
             audio_output(out, codec, streaming=streaming, raw=raw, force=force) as write,
@@ -292,6 +338,14 @@ def decode(
                 progress.show(f"{length:.1f} of {array.shape[1] / codec.frame_rate:.1f} s of audio")
         rtf = f"RTF {seconds / length:.2f} on {codec.device.name}, {codec.lowering}"
         say(f"{length:.2f} s of audio in {seconds:.2f} s ({rtf})")
+
+
+def mimi_codebooks(codec_file: str, wanted: int | None, present: int) -> int | None:
+    """Codebooks to load of Mimi, which has more than most files of codes; of other codecs what was asked for."""
+    from .gguf_file import GGUFFile
+
+    is_mimi = GGUFFile(codec_file).get("general.architecture", str) == "mimi"
+    return present if is_mimi else wanted
 
 
 def decoded_chunks(codec: Any, codes: np.ndarray, *, chunked: bool) -> Iterator[tuple[np.ndarray, float]]:

@@ -55,6 +55,7 @@ class Codec:
     """
 
     exact_streams = True
+    load_options: tuple[str, ...] = ()  # that ``load`` takes beyond those of all codecs
 
     def __init__(self, file: GGUFFile, device: Device, *, n_threads: int, kernels: str | None, precision: str) -> None:
         self._tensors = Tensors(file)
@@ -168,6 +169,9 @@ class Codec:
             raise ValueError(f"n_threads is {n_threads}, expected at least 1")
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        for name in options:
+            if name not in kind.load_options:
+                raise VocoderError(f"{file.path}: a {architecture!r} codec has no option {name!r}; it is Mimi's")
         threads = n_threads or getattr(llm, "n_threads", None) or usable_cores()
         return kind(
             file, _choose_device(llm, device), n_threads=threads, kernels=kernels, precision=precision, **options

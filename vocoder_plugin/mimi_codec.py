@@ -171,6 +171,8 @@ class MimiCodec(Codec):
         Values of a frame's latents.
     """
 
+    load_options = ("n_codebooks", "sliding_window")
+
     def __init__(
         self,
         file: GGUFFile,

@@ -16,21 +16,41 @@ from .options import force_option, precision_option
 @click.option("--device", help="Device to run on, such as CPU or Vulkan0; see `doctor`. [default: CPU]")
 @click.option("--threads", type=click.IntRange(1), help="Threads on a CPU device. [default: usable cores]")
 @precision_option
+@click.option(
+    "--frame-rate", type=click.FloatRange(0.1, 1000), metavar="HZ",
+    help="Features a second, interpolated linearly. [default: Mimi's 12.5]",
+)  # fmt: skip
+@click.option(
+    "--streaming", is_flag=True, help="Read AUDIO piece by piece, in little memory; the features are the same."
+)
 @force_option
-def features(audio: str, out: str, codec_file: str, device: str | None, threads: int | None, force: bool) -> None:
-    """Write Mimi's continuous features of AUDIO (any sound file, any rate) to OUT (.npy).
+def features(
+    audio: str, out: str, codec_file: str, device: str | None, threads: int | None, frame_rate: float | None,
+    streaming: bool, force: bool,
+) -> None:  # fmt: skip
+    """Write Mimi's continuous features of AUDIO (any sound file, any rate; - for standard input) to OUT (.npy).
 
-    OUT holds float32 [frames, 512]: the latents before quantisation, 12.5 a second.
+    OUT holds float32 [frames, 512], as numpy.load reads it: the latents before quantisation, 12.5 a second. They are
+    causal: feature i hears nothing after (i + 1) / 12.5 s, and one of another rate nothing after the second of the
+    two that it lies between.
+
+    \b
+    As turn-taking models take them:  vocoder-plugin features in.wav out.npy --codec mimi.gguf --frame-rate 10
     """
-    from .audio import read_audio
-    from .cli import check_output, load_codec, output_file
+    from .cli import check_output, load_codec, output_file, sound_pieces
 
     check_output(out, force=force)
     with load_codec(codec_file, device, threads) as codec:
         if not hasattr(codec, "encode_latents"):
             raise VocoderError(f"{codec_file}: has no continuous features; they are Mimi's")
-        samples, rate = read_audio(audio)
-        latents = codec.encode_latents(samples, rate)
+        with (
+            sound_pieces(audio, streaming=streaming) as (rate, pieces),
+            codec.encoder_stream(sample_rate=rate, frame_rate=frame_rate) as stream,
+        ):
+            latents = np.concatenate([*map(stream.push_latents, pieces), stream.flush_latents()])
+            per_second = stream.frame_rate
+        if len(latents) == 0:
+            raise VocoderError("there are no samples to encode")
         with output_file(out, force=force) as file:
             np.save(file, latents)
-        click.echo(f"{latents.shape[0]} frames of {latents.shape[1]} values", err=True)
+        click.echo(f"{latents.shape[0]} frames of {latents.shape[1]} values, {per_second:g} a second", err=True)

@@ -16,4 +16,9 @@ precision_option = click.option(
     "faster still, which short pushes feel, at about 30 dB.",
 )  # fmt: skip
 
+codebooks_option = click.option(
+    "--codebooks", type=click.IntRange(1), metavar="N",
+    help="Use the first N codebooks, of Mimi 1 to 32: more cost more and sound better.",
+)  # fmt: skip
+
 force_option = click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
