@@ -31,8 +31,8 @@ COMMANDS = {
     ("convert", "wavtokenizer"): ["SOURCE", "OUT", "--type", "--dialect", "codec.cpp|llama", "--config", "--force"],
     ("convert", "dac"): ["SOURCE", "OUT", "--type", "f32|f16|bf16|q8_0", "--sample-rate", "--force"],
     ("info",): ["FILE", "--tensors"],
-    ("encode",): ["AUDIO", "OUT", "--codec", "--device", "--threads", "--force"],
-    ("decode",): ["CODES", "OUT", "--codec", "--device", "--threads", "--streaming", "--raw", "--force"],
+    ("encode",): ["AUDIO", "OUT", "--codec", "--device", "--threads", "--codebooks", "--streaming", "--force"],
+    ("decode",): ["CODES", "OUT", "--codec", "--device", "--threads", "--codebooks", "--streaming", "--raw", "--force"],
     ("generate",): [
         "--model", "--codec", "--device", "--threads", "--prompt-file", "--out", "--stream", "--raw", "--play",
         "--max-tokens", "--temperature", "--seed", "--n-ctx", "--n-gpu-layers", "--force",

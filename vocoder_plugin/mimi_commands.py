@@ -31,8 +31,8 @@ def features(
     """Write Mimi's continuous features of AUDIO (any sound file, any rate; - for standard input) to OUT (.npy).
 
     OUT holds float32 [frames, 512], as numpy.load reads it: the latents before quantisation, 12.5 a second. They are
-    causal: feature i hears nothing after (i + 1) / 12.5 s, and one of another rate nothing after the second of the
-    two that it lies between.
+    causal: feature i hears nothing after (i + 1) / 12.5 s (but for the few ms that resampling to 24 kHz looks ahead),
+    and one of another rate nothing after the second of the two that it lies between.
 
     \b
     As turn-taking models take them:  vocoder-plugin features in.wav out.npy --codec mimi.gguf --frame-rate 10
