@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -137,3 +140,30 @@ def test_batches_refused(codec):
     assert_same(codec, a.finish(WAV), codec.encode(WAV, 24000))  # what was refused left no trace
     for stream in (a, b, decoder):
         stream.close()
+
+
+def test_long_streams_hold_no_more_than_short_ones(fixtures):
+    """A minute and a half each way, at other rates, in pushes of many sizes, in a process of its own."""
+    code = (
+        "import sys, numpy as np\n"
+        "from vocoder_plugin import Codec\n"
+        "rng = np.random.default_rng(0)\n"
+        "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "codec = Codec.load(sys.argv[1], sliding_window=20, n_threads=2)\n"
+        "codes, samples = rng.integers(0, 32, (8, 120)), rng.normal(0, 0.3, 153600).astype(np.float32)\n"
+        "decoder = codec.decoder_stream()\n"
+        "encoder = codec.encoder_stream(sample_rate=16000, frame_rate=10.0)\n"
+        "cuts = [0, 1, 3, 10, 13, 30, 33, 70, 120]\n"
+        "def turn():\n"
+        "    for a, b in zip(cuts, cuts[1:]):\n"
+        "        decoder.push(codes[:, a:b]); encoder.push_latents(samples[a * 1280 : b * 1280])\n"
+        "    return {**codec.memory, 'graphs': codec._session.cached_graphs, 'resident': resident()}\n"
+        "turns = [turn() for _ in range(9)]\n"
+        "print([{k: t[k] - turns[2][k] for k in t} for t in turns[3:]])\n"
+    )
+    path = str(fixtures / "codec_cpp_mimi_hf_f32.gguf")
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for grown in ast.literal_eval(done.stdout):
+        assert grown.pop("resident") < 1 << 20
+        assert set(grown.values()) == {0}, grown
