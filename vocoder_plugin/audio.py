@@ -61,7 +61,7 @@ class Resampler:
     """``resample`` of samples that come piece by piece: all parts together are bit for bit the same.
 
     Samples lag by the filter's reach and by blocks that soxr fills: at most 40 ms from 16 kHz to 24,
-    80 ms from 8 kHz.
+    75 ms from 8 kHz.
     """
 
     def __init__(self, source_rate: float, target_rate: float) -> None:
