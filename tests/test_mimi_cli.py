@@ -119,6 +119,17 @@ def test_codebooks_that_are_not_there(converted, small_dac_file, wav, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["few.npz"]
 
 
+def test_info(converted):
+    lines = run("info", converted).stdout.splitlines()
+    assert lines[0] == "architecture  mimi"
+    assert lines[2:6] == [
+        "sample rate   24000 Hz, 1920 samples a frame, 12.5 frames/s",
+        "codebooks     8 of 32 entries, 16 values each",
+        "encoder       rates 4 5 6 8",
+        "decoder       rates 8 6 5 4",
+    ]
+
+
 def test_convert_refuses_what_is_there(converted, fixtures):
     result = run("convert", "mimi", fixtures / "tiny_mimi_hf", converted)
     assert result.exit_code == 1

@@ -132,6 +132,8 @@ def test_batches_refused(codec):
     a, b, decoder = codec.encoder_stream(), codec.encoder_stream(frame_rate=10.0), codec.decoder_stream()
     with pytest.raises(ValueError, match="different codecs or directions"):
         codec.push_many([a, decoder], [WAV, WAV])
+    with pytest.raises(ValueError, match="latents come from encoder streams only"):
+        codec.push_latents_many([decoder], [np.zeros((8, 1), np.int32)])
     with pytest.raises(StreamError, match="codes come at"):
         codec.push_many([a, b], [WAV, WAV])
     with pytest.raises(AudioError, match="not a finite number"):

@@ -214,18 +214,20 @@ def info(file: str, tensors: bool) -> None:
     """Say what the codec FILE holds."""
     from collections import Counter
 
-    from .codecs import dac_file, wavtokenizer_file
+    from .codecs import dac_file, mimi_file, wavtokenizer_file
     from .gguf_file import GGUFFile
 
     gguf = GGUFFile(file)
     architecture = gguf.get("general.architecture", str)
     click.echo(f"architecture  {architecture}")
-    if architecture == "dac" or architecture in wavtokenizer_file.ARCHITECTURES:
-        c: Any = (dac_file if architecture == "dac" else wavtokenizer_file).Tensors(gguf).config
+    readers = {"dac": dac_file, "mimi": mimi_file, **dict.fromkeys(wavtokenizer_file.ARCHITECTURES, wavtokenizer_file)}
+    if architecture in readers:
+        c: Any = readers[architecture].Tensors(gguf).config
+        n_codebooks = c.n_stored if architecture == "mimi" else c.n_codebooks
         click.echo(f"name          {c.name}")
         frame_rate = c.sample_rate / c.hop_length
         click.echo(f"sample rate   {c.sample_rate} Hz, {c.hop_length} samples a frame, {frame_rate:g} frames/s")
-        click.echo(f"codebooks     {c.n_codebooks} of {c.codebook_size} entries, {c.codebook_dim} values each")
+        click.echo(f"codebooks     {n_codebooks} of {c.codebook_size} entries, {c.codebook_dim} values each")
         click.echo(f"encoder       {'rates ' + ' '.join(map(str, c.encoder_rates)) if c.encoder_rates else 'none'}")
         click.echo(f"decoder       {'rates ' + ' '.join(map(str, c.decoder_rates)) if c.decoder_rates else 'none'}")
     kinds = Counter(t.type for t in gguf.tensors.values())

@@ -288,6 +288,8 @@ class MimiCodec(Codec):
     ) -> list[np.ndarray]:
         """``streams[i].push_latents(samples[i])`` for all i, run together; see ``push_many``."""
         self._check_owned(streams)
+        if not all(isinstance(stream, MimiEncoderStream) for stream in streams):
+            raise ValueError("latents come from encoder streams only")
         return push_many(streams, samples, self._pass("latents"))
 
     # -- checks

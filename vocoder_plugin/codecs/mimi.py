@@ -23,6 +23,7 @@ class Config:
     name: str
     sample_rate: int
     n_codebooks: int  # that are used
+    n_stored: int  # that the file has
     n_semantic: int
     codebook_size: int
     codebook_dim: int
@@ -39,6 +40,14 @@ class Config:
     compress: int
     has_encoder: bool
     has_decoder: bool
+
+    @property
+    def encoder_rates(self) -> tuple[int, ...]:
+        return self.rates if self.has_encoder else ()
+
+    @property
+    def decoder_rates(self) -> tuple[int, ...]:
+        return self.rates[::-1] if self.has_decoder else ()
 
     @property
     def hop_length(self) -> int:

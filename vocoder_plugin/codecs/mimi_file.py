@@ -141,6 +141,7 @@ class Tensors:
             name=file.get("general.name", str, "Mimi") or "Mimi",
             sample_rate=file.get("codec.sample_rate", int),
             n_codebooks=min(N_CODEBOOKS, stored) if n_codebooks is None else n_codebooks,
+            n_stored=stored,
             n_semantic=n_semantic,
             codebook_size=file.get("codec.codebook_size", int),
             codebook_dim=file.get("codec.codebook_dim", int),
@@ -158,10 +159,10 @@ class Tensors:
             has_encoder=has_encoder,
             has_decoder=has_decoder,
         )
-        self._check(config, stored)
+        self._check(config)
         return config
 
-    def _check(self, c: Config, stored: int) -> None:
+    def _check(self, c: Config) -> None:
         """The keys against the tensors, and sizes against sense."""
         for what, value, allowed in (
             ("key 'codec.sample_rate'", c.sample_rate, range(1000, 400_001)),
@@ -190,8 +191,8 @@ class Tensors:
             raise self._fail(f"key 'codec.head_dim' is {size}, expected {c.latent_dim // c.heads}")
         if not (c.theta > 1 and 0 < c.epsilon < 1):
             raise self._fail(f"rotary base {c.theta:g} or norm epsilon {c.epsilon:g} is out of range")
-        if not c.n_semantic <= c.n_codebooks <= stored:
-            raise ValueError(f"n_codebooks is {c.n_codebooks}, expected {c.n_semantic} to {stored}")
+        if not c.n_semantic <= c.n_codebooks <= c.n_stored:
+            raise ValueError(f"n_codebooks is {c.n_codebooks}, expected {c.n_semantic} to {c.n_stored}")
         for side in ("enc", "dec"):
             if (c.has_encoder if side == "enc" else c.has_decoder) and self._rates(side) != c.rates:
                 raise self._fail(f"the decoder's rates are {self._rates(side)}, expected the encoder's {c.rates}")
