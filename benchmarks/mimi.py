@@ -189,6 +189,30 @@ def steps(rivals: list[Rival], do: str, repeat: int, table: Table) -> None:
     table.add_section()
 
 
+def many_streams(folder: Path, counts: list[int], threads: int, repeat: int, table: Table) -> None:
+    """Steps of several streams one after the other and together, in turns."""
+    from vocoder_plugin import Codec
+
+    with Codec.load(folder / "mimi_f32.gguf", n_threads=threads) as codec:
+        for what in ("decoder_stream", "encoder_stream"):
+            data = np.split(test_codes(25), 25, axis=1) if what == "decoder_stream" else np.split(test_samples(25), 25)
+            for count in counts:
+                streams = [getattr(codec, what)() for _ in range(count)]
+                ways = {
+                    "apart": lambda x: [stream.push(x) for stream in streams],  # noqa: B023
+                    "together": lambda x: codec.push_many(streams, [x] * len(streams)),  # noqa: B023
+                }
+                times: dict[str, list[float]] = {way: [] for way in ways}
+                for _ in range(repeat + 1):  # the first is a warm-up
+                    for way, push in ways.items():
+                        times[way] += timed(push, data)
+                apart, together = (np.median(times[way][len(data) :]) * 1e3 for way in ways)
+                table.add_row(what, str(count), f"{apart:.2f}", f"{together:.2f}", f"{together / apart:.2f}")
+                for stream in streams:
+                    stream.close()
+            table.add_section()
+
+
 def long_streams(folder: Path, minutes: int, threads: int, console: Console) -> None:
     """Both directions for so long: what the process holds beyond its weights, and how it grows."""
     from vocoder_plugin import Codec
@@ -221,6 +245,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[1, 10], help="clip lengths")
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), metavar="NAME")
     parser.add_argument("--do", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument("--streams", type=int, nargs="+", default=[], help="numbers of streams to step together")
     parser.add_argument("--minutes", type=int, default=0, help="of a long stream, both ways (default: none)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5, help="repetitions after a warm-up")
@@ -248,6 +273,12 @@ def main() -> None:
         for table in (clip_table, step_table):
             if table.rows:
                 console.print(table)
+        if arguments.streams:
+            table = Table(title="steps of several streams, in ms")
+            for column in ("", "streams", "one after the other", "push_many", "ratio"):
+                table.add_column(column, justify="left" if column == "" else "right")
+            many_streams(folder, arguments.streams, arguments.threads, arguments.repeat, table)
+            console.print(table)
         if arguments.minutes:
             long_streams(folder, arguments.minutes, arguments.threads, console)
 
