@@ -29,6 +29,7 @@ HOP, SAMPLE_RATE, FRAME_RATE, CODEBOOKS, BINS = 1920, 24000, 12.5, 8, 2048
 RIVALS = {
     "plugin f32": ("plugin", "float32"),
     "plugin int16": ("plugin", "int16"),
+    "plugin int8": ("plugin", "int8"),
     "transformers f32": ("transformers", "float32"),
     "moshi f32": ("moshi", "float32"),
 }

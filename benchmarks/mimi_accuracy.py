@@ -22,7 +22,8 @@ from vocoder_plugin import Codec
 from vocoder_plugin.converters import mimi
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
-WAYS = [*((kind, "float32") for kind in TYPES), ("f32", "int16"), ("f16", "int16"), ("q8_0", "int16")]
+INTEGERS = (("f32", "int16"), ("f16", "int16"), ("q8_0", "int16"), ("f32", "int8"), ("f16", "int8"))
+WAYS = [*((kind, "float32") for kind in TYPES), *INTEGERS]
 
 
 def main() -> None:
