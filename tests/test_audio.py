@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vocoder_plugin import AudioError
-from vocoder_plugin.audio import Resampler, as_mono, audio_format, read_audio, resample, write_audio
+from vocoder_plugin.audio import (
+    Resampler,
+    as_mono,
+    audio_blocks,
+    audio_format,
+    open_audio,
+    read_audio,
+    resample,
+    write_audio,
+)
 
 RATE = 24000
 ENDINGS = {"WAV": ".wav", "FLAC": ".flac", "OGG": ".ogg"}
@@ -265,3 +274,22 @@ def test_resampled_samples_lag_little():
     for part in np.split(tone(2.0, rate=16000), 100):
         pushed, got = pushed + part.size, got + resampler.push(part).size
         assert pushed / 16000 - got / RATE < 0.04
+
+
+def test_a_file_in_blocks(tmp_path):
+    stereo = np.stack([tone(0.25), tone(0.25, hz=880)], axis=1)
+    soundfile.write(tmp_path / "tone.wav", stereo, RATE, subtype="FLOAT")
+    with open_audio(tmp_path / "tone.wav") as sound:
+        blocks = list(audio_blocks(sound, 0.1, path="tone.wav"))
+    assert [len(block) for block in blocks] == [2400, 2400, 1200]
+    np.testing.assert_array_equal(np.concatenate(blocks), stereo)
+
+
+def test_a_file_damaged_in_the_middle(tmp_path):
+    path = tmp_path / "tone.flac"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.2, RATE * 4), RATE)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 20000] = bytes(20000)
+    path.write_bytes(data)
+    with open_audio(path) as sound, pytest.raises(AudioError, match=f"{path.name}: "):
+        list(audio_blocks(sound, 0.1, path=path.name))

@@ -106,10 +106,10 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[Any]:
         yield sound
 
 
-def audio_blocks(sound: Any, seconds: float) -> Iterator[np.ndarray]:
-    """An open ``SoundFile``'s samples in blocks, float32 [n] or [n, channels]."""
+def audio_blocks(sound: Any, seconds: float, *, path: str) -> Iterator[np.ndarray]:
+    """An open ``SoundFile``'s samples in blocks, float32 [n] or [n, channels]; errors name ``path``."""
     while True:
-        with _told(sound.name):
+        with _told(path):
             block = sound.read(max(1, round(seconds * sound.samplerate)), dtype="float32")
         if not len(block):
             return

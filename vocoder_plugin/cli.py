@@ -255,7 +255,7 @@ def sound_pieces(audio: str, *, streaming: bool) -> Iterator[tuple[int, Iterator
                 done += len(block)
                 progress.show(f"{done / sound.samplerate:.1f} of {sound.frames / sound.samplerate:.1f} s of audio")
 
-        blocks = audio_blocks(sound, PIECE_SECONDS)
+        blocks = audio_blocks(sound, PIECE_SECONDS, path=audio)
         yield sound.samplerate, told(blocks if streaming else list(blocks))
 
 
