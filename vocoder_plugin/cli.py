@@ -16,6 +16,7 @@ import click
 import numpy as np
 
 from . import __version__
+from .build_commands import build_llama
 from .convert_commands import convert
 from .errors import VocoderError
 from .mimi_commands import features
@@ -200,6 +201,7 @@ class Progress:
         self.show("")
 
 
+main.add_command(build_llama)
 main.add_command(convert)
 main.add_command(features)
 

@@ -37,3 +37,7 @@ class TokenError(VocoderError):
 
 class StreamError(VocoderError):
     """A stream was used after its end, or by two threads at once."""
+
+
+class BuildError(VocoderError):
+    """A patch does not fit, or llama-cpp-python could not be built; names the hunk or the compiler's first error."""
