@@ -175,11 +175,15 @@ def _run_logged(command: list[str], log: Path, environment: dict[str, str], prog
         ) as process,
     ):
         assert process.stdout is not None
+        steps = 0
         try:
             for line in process.stdout:
                 file.write(line)
                 if match := STEP.match(line.decode("utf-8", "replace")):
-                    progress(int(match.group(1)), int(match.group(2) or 100))
+                    total = int(match.group(2) or 100)
+                    steps = max(steps, total)
+                    if total == steps:  # not those of a tool that is built on the way
+                        progress(int(match.group(1)), total)
         except BaseException:
             process.kill()
             raise
