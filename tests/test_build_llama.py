@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -18,7 +19,8 @@ NINJA = "[1/4] Building CXX a.o\n[1/2] Building a tool\n[2/2] Linking it\n[3/4] 
 GOOD = f"""
 import pathlib, sys
 print('''{NINJA}''', end="")
-(pathlib.Path(sys.argv[sys.argv.index("--wheel-dir") + 1]) / "llama_cpp_python-0.3.36-py3-none-any.whl").write_text(str(sys.argv))
+folder = pathlib.Path(sys.argv[sys.argv.index("--wheel-dir") + 1])
+(folder / "llama_cpp_python-0.3.36-py3-none-any.whl").write_text(str(sys.argv))
 """
 BAD = """
 print("[1/4] cc -Werror=format a.c")
@@ -28,7 +30,7 @@ raise SystemExit(1)
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def pip(tmp_path, monkeypatch):
     """Sets a script to run in pip's place."""
 
@@ -91,8 +93,6 @@ def test_a_failed_build_tells_the_first_error_and_keeps_its_output(tmp_path, pip
     ],
 )
 def test_faults_on_one_line(output, fault):
-    import re
-
     assert re.search(fault, build.first_fault(output))
     assert "\n" not in build.first_fault(output)
 
@@ -111,15 +111,13 @@ def test_missing_tools_are_told_together(monkeypatch, tmp_path):
 
 def test_another_content_under_the_pinned_name_is_refused(tmp_path):
     sdist = make_sdist(tmp_path / f"llama_cpp_python-{build.VERSION}.tar.gz", ["a"])
-    with pytest.raises(BuildError, match="its sha256 is .* expected 832db069"):
+    with pytest.raises(BuildError, match=r"its sha256 is .* expected 832db069"):
         build.check_hash(sdist)
 
 
 def test_a_download_that_fails(tmp_path, pip):
-    pip("import sys; sys.exit('WARNING: slow\\nERROR: No matching distribution found')")
-    with pytest.raises(
-        BuildError, match=r"could not download llama-cpp-python 0.3.36: No matching distribution found$"
-    ):
+    pip("import sys; sys.exit('WARNING: slow\\nERROR: No matching distribution')")
+    with pytest.raises(BuildError, match=r"could not download llama-cpp-python 0.3.36: No matching distribution$"):
         build.fetch_sdist(tmp_path)
     assert (
         f"--hash=sha256:{build.SHA256['llama_cpp_python-0.3.36.tar.gz']}" in (tmp_path / "requirements.txt").read_text()
@@ -130,14 +128,14 @@ def test_a_download_that_fails(tmp_path, pip):
 def test_archives_of_something_else(tmp_path, names):
     sdist = make_sdist(tmp_path / "other.tar.gz", names)
     (tmp_path / "tree").mkdir()
-    with pytest.raises(BuildError, match="other.tar.gz: (not a source distribution|cannot be unpacked)"):
+    with pytest.raises(BuildError, match=r"other.tar.gz: (not a source distribution|cannot be unpacked)"):
         build.unpack(sdist, tmp_path / "tree")
     assert not (tmp_path / "escape").exists()
 
 
 def test_a_damaged_archive(tmp_path):
     (tmp_path / "cut.tar.gz").write_bytes(b"\x1f\x8b\x08")
-    with pytest.raises(BuildError, match="cut.tar.gz: cannot be unpacked"):
+    with pytest.raises(BuildError, match=r"cut.tar.gz: cannot be unpacked"):
         build.unpack(tmp_path / "cut.tar.gz", tmp_path)
 
 
