@@ -122,6 +122,22 @@ def test_missing_functions_are_named(monkeypatch, lib):
         ggml.bind(lib.path)
 
 
+def test_a_library_older_than_the_declarations(monkeypatch, lib):
+    class Older(ctypes.CDLL):  # ggml 0.13, of llama-cpp-python 0.3.28
+        def __getattr__(self, name: str):
+            if name == "ggml_col2im_1d":
+                raise AttributeError(name)
+            return super().__getattr__(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", Older)
+    with pytest.raises(LibraryError, match=r"is too old: it lacks ggml_col2im_1d; install llama-cpp-python 0\.3\.29"):
+        ggml.bind(lib.path)
+
+
+def test_the_oldest_release_is_what_the_package_asks_for():
+    assert f'"llama-cpp-python>={ggml.OLDEST_RELEASE}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
 def test_not_a_library(tmp_path):
     path = tmp_path / "libggml.so"
     path.write_bytes(b"no library")

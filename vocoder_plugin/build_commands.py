@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import Progress, TaskID
 
 DEFINE = re.compile(r"(\w+)=(.*)")
 BACKENDS = {"vulkan": "GGML_VULKAN", "cuda": "GGML_CUDA", "metal": "GGML_METAL"}
@@ -80,6 +78,9 @@ class Steps:
     """What a build does, on standard error: a line a step, and a bar on a terminal or a line a tenth elsewhere."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress, TaskID
+
         console = Console(stderr=True)
         self._bar = Progress(console=console, disable=not console.is_terminal, transient=True)
         self._task: TaskID | None = None

@@ -31,6 +31,7 @@ from .prototypes import declarations
 logger = logging.getLogger("vocoder_plugin.ggml")
 
 OLDEST_VERSION = (0, 15)  # first with ggml_col2im_1d and ggml_log_get, which the graphs rely on
+OLDEST_RELEASE = "0.3.29"  # of llama-cpp-python, the first with such a ggml
 TYPE_NAMES = {
     "F32": "f32", "F16": "f16", "Q4_0": "q4_0", "Q4_1": "q4_1", "Q5_0": "q5_0", "Q5_1": "q5_1",
     "Q8_0": "q8_0", "Q2_K": "q2_K", "Q3_K": "q3_K", "Q4_K": "q4_K", "Q5_K": "q5_K",
@@ -75,7 +76,7 @@ class Library:
         if missing:
             raise LibraryError(
                 f"{path} lacks {len(missing)} functions that the plugin calls ({', '.join(missing[:4])}"
-                f"{', …' if len(missing) > 4 else ''}); install llama-cpp-python 0.3.36 or newer"
+                f"{', …' if len(missing) > 4 else ''}); install llama-cpp-python {OLDEST_RELEASE} or newer"
             )
         for name in declarations():
             setattr(self, name, bindings[name])
@@ -135,7 +136,7 @@ class Library:
                 f"{self.path} (ggml {self.version}) does not fit the bindings: {what} is "
                 f"{found if found is not None else repr(got)}, expected "
                 f"{'at least ' + '.'.join(map(str, OLDEST_VERSION)) if found else repr(expected)}; "
-                "install llama-cpp-python 0.3.36 or newer and ggml-python 0.0.45 or newer"
+                f"install llama-cpp-python {OLDEST_RELEASE} or newer and ggml-python 0.0.45 or newer"
             )
 
     def devices(self) -> list[Device]:
@@ -193,7 +194,13 @@ def bind(path: Path) -> Library:
         handle = ctypes.CDLL(str(path), winmode=0)  # winmode: find its neighbours on Windows; ignored elsewhere
     except OSError as error:
         raise LibraryError(f"{path} cannot be loaded: {error}") from None
-    return Library(path, _execute_declarations(handle), handle)
+    try:
+        bindings = _execute_declarations(handle)
+    except AttributeError as error:
+        raise LibraryError(
+            f"{path} is too old: it lacks {error}; install llama-cpp-python {OLDEST_RELEASE} or newer"
+        ) from None
+    return Library(path, bindings, handle)
 
 
 @functools.cache

@@ -42,9 +42,9 @@ class Sampler:
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         self._chain = chain
         self._free = weakref.finalize(self, llama_cpp.llama_sampler_free, chain)
-        self._penalties = llama_cpp.llama_sampler_init_penalties(
-            llm.n_vocab(), PENALTY_WINDOW, sampling.repetition_penalty, 0.0, 0.0
-        )
+        init_penalties = llama_cpp.llama_sampler_init_penalties
+        sizes = (llm.n_vocab(), PENALTY_WINDOW)[5 - len(init_penalties.argtypes) :]  # until 0.3.30 without n_vocab
+        self._penalties = init_penalties(*sizes, sampling.repetition_penalty, 0.0, 0.0)
         stages = [self._penalties]
         if sampling.temperature <= 0:
             stages.append(llama_cpp.llama_sampler_init_greedy())
