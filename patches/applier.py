@@ -172,14 +172,13 @@ def _edit(patch: Path, file: FilePatch, text: str | None) -> str:
 
 def _locate(lines: list[str], hunk: Hunk, expected: int, first: int) -> tuple[int | None, bool]:
     """Where the hunk belongs, nearest to ``expected`` and not before ``first``; and whether it is there already."""
-    sides = [(hunk.new, True), (hunk.old, False)]
-    if len(hunk.old) > len(hunk.new):
-        sides.reverse()  # the longer side first: it may contain the shorter, never the other way round
-    for wanted, present in sides:
-        places = [i for i in range(first, len(lines) - len(wanted) + 1) if tuple(lines[i : i + len(wanted)]) == wanted]
-        if places:
-            return min(places, key=lambda place: abs(place - expected)), present
-    return None, False
+    found = [
+        (abs(place - expected), -len(wanted), place, present)  # of two in one place the longer: it contains the other
+        for wanted, present in ((hunk.new, True), (hunk.old, False))
+        for place in range(first, len(lines) - len(wanted) + 1)
+        if tuple(lines[place : place + len(wanted)]) == wanted
+    ]
+    return min(found)[2:] if found else (None, False)
 
 
 def _lines(text: str) -> list[str]:

@@ -88,6 +88,12 @@ def test_the_nearest_of_several_places_is_taken(tree):
     assert song(tree) == [*verse, *SONG, "again", "new", "again", *SONG, *verse]
 
 
+def test_the_same_change_elsewhere_is_not_mistaken_for_this_one(tree):
+    write(tree / "song.txt", [*SONG, "line 3", "LINE 4", "line 4 and a half", "line 5"])
+    applier.apply([patch_file(tree, EDIT)], tree)
+    assert song(tree) == [*EDITED, "line 3", "LINE 4", "line 4 and a half", "line 5"]
+
+
 def test_a_half_applied_patch_is_completed(tree):
     write(tree / "song.txt", EDITED)
     lines = song(tree)
