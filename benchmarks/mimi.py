@@ -75,7 +75,7 @@ def plugin(folder: Path, kind: str, threads: int) -> Calls:
         "encode": lambda frames: codec.encode(test_samples(frames), SAMPLE_RATE),
         "decode step": lambda n: timed(decoder.push, np.split(test_codes(n), n, axis=1)),
         "encode step": lambda n: timed(encoder.push, np.split(test_samples(n), n)),
-        "weights": lambda _: codec.memory["weights"],
+        "weights": lambda _: codec.memory[codec.device.name].weights,
     }
 
 
@@ -229,7 +229,7 @@ def long_streams(folder: Path, minutes: int, threads: int, console: Console) -> 
                 n_frames += encoder.push(samples).shape[1]
                 if i == 29:
                     at_one_minute = resident()
-            after, weights = resident(), codec.memory["weights"]
+            after, weights = resident(), codec.memory[codec.device.name].weights
     assert (n_samples, n_frames) == (rounds * 25 * HOP, rounds * 25)
     console.print(
         f"{minutes} minutes both ways: {n_samples} samples, {n_frames} frames; resident beyond weights "

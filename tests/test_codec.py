@@ -98,14 +98,14 @@ def test_ten_minutes_in_bounded_memory(small_dac):
     frames = 10 * 60 * 75
     codes = np.random.default_rng(0).integers(0, 1024, (2, frames)).astype(np.int32)
     small_dac.decode(codes[:, :200])
-    before = small_dac.memory["compute"]
+    before = small_dac.memory["CPU"].compute
     audio = small_dac.decode(codes)
     assert audio.shape == (frames * 320 - 8,)
-    assert small_dac.memory["compute"] == before
+    assert small_dac.memory["CPU"].compute == before
     np.testing.assert_array_equal(audio[: 190 * 320], small_dac.decode(codes[:, :200])[: 190 * 320])
     encoded = small_dac.encode(audio, 24000)
     assert encoded.shape == (2, frames)
-    assert small_dac.memory["compute"] < 64 << 20
+    assert small_dac.memory["CPU"].compute < 64 << 20
 
 
 def test_threads_share_a_codec(small_dac):

@@ -58,7 +58,7 @@ def test_what_a_file_says(codec):
     assert (codec.n_codebooks, codec.codebook_size, codec.has_encoder, codec.has_decoder) == (1, 64, True, True)
     assert "WavTokenizer" in codec.name
     codec.decode(np.zeros((1, 3), int))
-    assert codec.memory["weights"] > 100_000
+    assert codec.memory["CPU"].weights > 100_000
 
 
 def test_llama_dialect_decodes_the_same(codec, llama_file, wavtokenizer_reference):
@@ -235,7 +235,7 @@ def test_memory_grows_with_length_not_its_square(small_wavtokenizer_file, loweri
     for frames in (4000, 12000):
         with Codec.load(small_wavtokenizer_file, n_threads=2, kernels=lowering) as codec:
             codec.decode(np.zeros((1, frames), int))
-            sizes.append(codec.memory["compute"])
+            sizes.append(codec.memory["CPU"].compute)
     assert sizes[0] < 24e6
     assert sizes[1] < 3.2 * sizes[0]
 

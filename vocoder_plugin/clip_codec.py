@@ -31,6 +31,8 @@ Build = Callable[[Net], None]
 class ClipPass:
     """One stage of a whole-clip codec on one device: its weights, and graphs in the session's cache."""
 
+    state_bytes = 0  # what a stream keeps between chunks lies in numpy's arrays
+
     def __init__(
         self, name: str, session: Session, lowering: ClipNative | ClipPortable, plan: ClipPlan, find: Find
     ) -> None:

@@ -391,22 +391,24 @@ class ClipPortable(Portable):
 
     ops = ClipPortableOps
 
-    def load(self, specs: Mapping[str, Spec], find: Find) -> Any:
-        """Read the weights of a pass."""
-        plain, arrays = _split(specs)
+    def shapes_of(self, spec: Spec) -> Shapes:
+        if not isinstance(spec, ArraysSpec):
+            return super().shapes_of(spec)
         shapes: Shapes = {}
-        for spec in arrays:
-            for suffix, shape in spec.arrays:
-                ne = (1, shape[0]) if len(shape) == 1 else shape[::-1]
-                if spec.kind == "depthwise" and len(shape) == 3:
-                    ne = (1, shape[0], shape[2])
-                shapes[f"{spec.name}.{suffix}"] = ("F32", ne)
-        extra = TensorBuffer(self.lib, self.device, shapes) if shapes else None
-        for spec in arrays:
-            assert extra is not None
-            for suffix, shape in spec.arrays:
-                values = find(f"{spec.name}.{suffix}").read()
-                if spec.kind == "depthwise" and len(shape) == 3:
-                    values = np.ascontiguousarray(values[:, 0].T)  # [taps][C]
-                extra.upload(f"{spec.name}.{suffix}", values)
-        return Weights(super().load(plain, find), *([extra] if extra else []))
+        for suffix, shape in spec.arrays:
+            ne = (1, shape[0]) if len(shape) == 1 else shape[::-1]
+            if spec.kind == "depthwise" and len(shape) == 3:
+                ne = (1, shape[0], shape[2])
+            shapes[f"{spec.name}.{suffix}"] = ("F32", ne)
+        return shapes
+
+    def store(self, buffer: TensorBuffer, spec: Spec, find: Find) -> None:
+        """Read one layer's weights."""
+        if not isinstance(spec, ArraysSpec):
+            super().store(buffer, spec, find)
+            return
+        for suffix, shape in spec.arrays:
+            values = find(f"{spec.name}.{suffix}").read()
+            if spec.kind == "depthwise" and len(shape) == 3:
+                values = np.ascontiguousarray(values[:, 0].T)  # [taps][C]
+            buffer.upload(f"{spec.name}.{suffix}", values)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,18 @@ from .codecs.dac_file import Tensors
 from .errors import AudioError, CodesError, ModelFileError, VocoderError
 from .ggml import Device, library
 from .gguf_file import GGUFFile
-from .graph import Session
+from .graph import Memory, Session
 from .ops import GraphOps, Lowering, Native, Portable
+from .placement import choose_device
 from .plan import Plan, Signal
+from .rehearsal import Fit, Rehearsal
 from .stream import DecoderStream, EncoderStream, Pass, push_many
 from .weights import check_shapes
 
+logger = logging.getLogger(__name__)
+
 PRECISIONS = ("float32", "int16", "int8")
+REHEARSED_SECONDS = 10.0  # a sentence or two: the buffers of codecs that see whole clips grow with them
 CHUNK_SECONDS = 0.32  # of a chunk in long input: activations stay in cache, weights are read rarely enough
 
 
@@ -137,7 +143,7 @@ class Codec:
         ----------
         path : path-like
         llm : llama_cpp.Llama, optional
-            Its thread count is used, and its device where the codec's is not named.
+            Its thread count is used, and the device of its last offloaded layer where ``device`` is not given.
         device : str, optional
             A name that ``vocoder-plugin doctor`` lists, such as ``"CPU"`` or ``"Vulkan0"``.
         n_threads : int, optional
@@ -158,24 +164,45 @@ class Codec:
             If the file cannot be read or is not a codec this package knows.
         DeviceError, LibraryError
             If there is no such device, or no usable libggml.
+
+        A device that lacks memory for the codec is not used: the codec runs on the CPU then, and a
+        warning of the logger ``vocoder_plugin.codec`` says so; so it does for operations that the device lacks, which
+        alone run on the CPU (see docs/devices.md).
         """
-        file = GGUFFile(path)
-        architecture = file.get("general.architecture", str)
-        kind = _kind_of(architecture)
-        if kind is None:
-            known = ", ".join(map(repr, ("dac", *wavtokenizer_file.ARCHITECTURES, "mimi")))
-            raise ModelFileError(f"{file.path}: architecture {architecture!r} is not supported (expected {known})")
         if n_threads is not None and n_threads < 1:
             raise ValueError(f"n_threads is {n_threads}, expected at least 1")
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
-        for name in options:
-            if name not in kind.load_options:
-                raise VocoderError(f"{file.path}: a {architecture!r} codec has no option {name!r}; it is Mimi's")
+        file = GGUFFile(path)
+        kind = _kind_of(file, options)
+        lib = library()
         threads = n_threads or getattr(llm, "n_threads", None) or usable_cores()
-        return kind(
-            file, _choose_device(llm, device), n_threads=threads, kernels=kernels, precision=precision, **options
-        )
+
+        def make(device: Device) -> Codec:
+            return kind(file, device, n_threads=threads, kernels=kernels, precision=precision, **options)
+
+        codec = make(choose_device(lib, llm, device))
+        if not codec.device.is_cpu:
+            fit = _rehearse(kind, file, codec.device, options)
+            if fit.refusal:
+                logger.warning("%s; %s runs on the CPU instead", fit.refusal, codec.name)
+                codec.close()
+                return make(lib.device("CPU"))
+            if fit.missing:
+                logger.warning("%s lacks %s: these run on the CPU", codec.device.name, ", ".join(fit.missing))
+        return codec
+
+    @staticmethod
+    def survey(path: str | os.PathLike[str], device: str | None = None, **options: Any) -> Fit:
+        """What a codec's file would need of a device, without reading its weights or using the device.
+
+        Parameters
+        ----------
+        path, device, **options
+            As ``load`` takes them.
+        """
+        file = GGUFFile(path)
+        return _rehearse(_kind_of(file, options), file, library().device(device), options)
 
     # -- offline
 
@@ -344,12 +371,17 @@ class Codec:
     # -- the rest
 
     @property
-    def memory(self) -> dict[str, int]:
-        """Bytes on the device: weights loaded so far, and the compute buffer."""
-        return {
-            "weights": sum(pass_.weights.nbytes for pass_ in self._passes.values()),
-            "compute": self._session.compute_bytes,
-        }
+    def memory(self) -> dict[str, Memory]:
+        """What the codec has allocated so far, by the device's name; the CPU too where operations fell back to it."""
+        own = {id(pass_.weights): pass_ for pass_ in self._passes.values()}.values()  # some share theirs
+        compute = self._session.compute_bytes
+        used = {name: Memory(compute=count) for name, count in compute.items()}
+        used[self.device.name] = Memory(
+            weights=sum(pass_.weights.nbytes for pass_ in own),
+            state=sum(pass_.state_bytes for pass_ in own),
+            compute=compute[self.device.name],
+        )
+        return used
 
     def close(self) -> None:
         """Free the device's memory. The codec and its streams cannot be used afterwards."""
@@ -389,30 +421,38 @@ def _build_encode(config: dac.Config, lowering: Lowering, net: GraphOps) -> None
 BUILDERS = {"decode": _build_decode, "encode": _build_encode}
 
 
-def _kind_of(architecture: str) -> type[Codec] | None:
-    """The class for a file's architecture."""
-    if architecture in wavtokenizer_file.ARCHITECTURES:
-        from .clip_codec import ClipCodec  # a subclass of Codec
+def _kind_of(file: GGUFFile, options: Mapping[str, Any]) -> type[Codec]:
+    """The class for a file's architecture, which must know the options."""
+    from .clip_codec import ClipCodec  # subclasses of Codec
+    from .mimi_codec import MimiCodec
 
-        return ClipCodec
-    if architecture == "mimi":
-        from .mimi_codec import MimiCodec
+    kinds = {"dac": Codec, **dict.fromkeys(wavtokenizer_file.ARCHITECTURES, ClipCodec), "mimi": MimiCodec}
+    architecture = file.get("general.architecture", str)
+    if architecture not in kinds:
+        known = ", ".join(map(repr, kinds))
+        raise ModelFileError(f"{file.path}: architecture {architecture!r} is not supported (expected {known})")
+    for name in options:
+        if name not in kinds[architecture].load_options:
+            raise VocoderError(f"{file.path}: a {architecture!r} codec has no option {name!r}; it is Mimi's")
+    return kinds[architecture]
 
-        return MimiCodec
-    return Codec if architecture == "dac" else None
+
+def _rehearse(kind: type[Codec], file: GGUFFile, device: Device, options: dict[str, Any]) -> Fit:
+    """Build every graph of REHEARSED_SECONDS of sound, in the CPU's address space, for another device to look at."""
+    cpu = library().device("CPU")
+    with kind(file, cpu, n_threads=1, kernels="off", precision="float32", **options) as codec:
+        codec._session.close()
+        codec._session = session = Rehearsal(library(), device)
+        assert isinstance(codec._lowering, Portable)
+        codec._lowering.blank = True
+        if codec.has_decoder:
+            codec.decode(np.zeros((codec.n_codebooks, round(REHEARSED_SECONDS * codec.frame_rate)), np.int32))
+        if codec.has_encoder:
+            codec.encode(np.zeros(round(REHEARSED_SECONDS * codec.sample_rate), np.float32), codec.sample_rate)
+        return Fit(codec.name, device, codec.memory[cpu.name], dict(session.missing), session.stuck)
 
 
 def usable_cores() -> int:
     """Cores this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _choose_device(llm: Any, name: str | None) -> Device:
-    """The named device; else the first GPU where the LLM has layers on one; else the CPU."""
-    lib = library()
-    if name is None and llm is not None and getattr(llm.model_params, "n_gpu_layers", 0) != 0:
-        for device in lib.devices():
-            if device.kind in ("gpu", "igpu"):
-                return device
-    return lib.device(name)

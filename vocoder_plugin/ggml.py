@@ -47,7 +47,11 @@ LOG_LEVELS = {1: logging.INFO, 2: logging.WARNING, 3: logging.ERROR, 4: logging.
 
 @dataclass(frozen=True)
 class Device:
-    """A device of ggml's registry. Memory is in bytes, as the backend reports it just now."""
+    """A device of ggml's registry.
+
+    Memory is in bytes, as the backend reports it just now; a total of 0 means that it does not tell.
+    ``hardware_id`` is the same for two backends' devices on one card, such as a PCI address.
+    """
 
     name: str
     description: str
@@ -55,6 +59,8 @@ class Device:
     memory_free: int
     memory_total: int
     handle: int
+    backend: str = ""
+    hardware_id: str = ""
 
     @property
     def is_cpu(self) -> bool:
@@ -156,9 +162,18 @@ class Library:
                     memory_free=free.value,
                     memory_total=total.value,
                     handle=handle,
+                    backend=self.ggml_backend_reg_name(self.ggml_backend_dev_backend_reg(handle)).decode(),
+                    hardware_id=self._hardware_id(handle),
                 )
             )
         return found
+
+    def _hardware_id(self, handle: int) -> str:
+        declared = self.bindings["ggml_backend_dev_props"]
+        room = (ctypes.c_char * (ctypes.sizeof(declared) + 256))()  # newer libraries' structure may be longer
+        props = declared.from_buffer(room)
+        self.ggml_backend_dev_get_props(handle, ctypes.byref(props))
+        return (props.device_id or b"").decode()
 
     def device(self, name: str | None = None) -> Device:
         """The device of that name, in any case (``"cpu"``, ``"Vulkan0"``); the CPU for None."""

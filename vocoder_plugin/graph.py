@@ -6,11 +6,14 @@ collection at the latest. A Session may be shared between threads; it runs one g
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +22,23 @@ from . import huge_pages
 from .errors import DeviceError, VocoderError
 from .ggml import Device, Library, LogBridge
 from .plan import Tensor
+from .schedule import Scheduler, check_movable, missing_operations
 
 NUMPY_TYPES: dict[str, np.dtype] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "I32": np.dtype(np.int32)}
 NODES = 4096  # most nodes of one graph
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device: weights loaded, states of streams, and buffers of the graphs."""
+
+    weights: int = 0
+    state: int = 0
+    compute: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.state + self.compute
 
 
 class TensorBuffer:
@@ -35,6 +52,8 @@ class TensorBuffer:
         Float32 matrices whose columns are wanted as tensors too, as ``name[0]``, ``name[1]``, …
     zeroed : bool
         Not needed where everything is written anyway; the system then gives memory as it is used.
+    weights : bool
+        Whether these are weights, beside which ggml's scheduler places operations.
     """
 
     def __init__(
@@ -45,6 +64,7 @@ class TensorBuffer:
         *,
         columns: Collection[str] = (),
         zeroed: bool = True,
+        weights: bool = False,
     ) -> None:
         self._lib = lib
         views = sum(shapes[name][1][1] for name in columns)
@@ -69,6 +89,8 @@ class TensorBuffer:
         huge_pages.advise(lib, self._buffer)
         if zeroed:
             lib.ggml_backend_buffer_clear(self._buffer, 0)
+        if weights:
+            lib.ggml_backend_buffer_set_usage(self._buffer, lib.bindings["GGML_BACKEND_BUFFER_USAGE_WEIGHTS"])
         self.close = weakref.finalize(self, _free_buffer, lib, self._buffer, self._context)
 
     @property
@@ -135,6 +157,7 @@ class Graph:
         self.close = weakref.finalize(self, lib.ggml_free, self.c)
         self.handle = lib.ggml_new_graph_custom(self.c, NODES, False)
         self.keep: list[Any] = []
+        self.scheduled = False
         self._inputs: list[tuple[Tensor, np.dtype, int]] = []
         self._outputs: list[tuple[Tensor, np.dtype, tuple[int, ...]]] = []
 
@@ -156,8 +179,10 @@ class Graph:
         self.lib.ggml_build_forward_expand(self.handle, tensor)
 
     @property
-    def nodes(self) -> int:
-        return int(self.lib.ggml_graph_n_nodes(self.handle))
+    def nodes(self) -> list[Tensor]:
+        """Its operations, in the order of their computation."""
+        count = self.lib.ggml_graph_n_nodes(self.handle)
+        return [self.lib.ggml_graph_node(self.handle, i) for i in range(count)]
 
 
 class Session:
@@ -165,6 +190,16 @@ class Session:
 
     Graphs share the compute buffer: only one runs at a time, and its memory is that of the
     largest. Least recently used graphs are dropped beyond ``max_graphs``.
+
+    A graph with operations that the device lacks goes through ggml's scheduler, which runs those on
+    the CPU; there is one such graph at a time.
+
+    Attributes
+    ----------
+    splits : int
+        Pieces that the last graph ran in; 1 unless something fell back to the CPU.
+    bytes_up, bytes_down : int
+        Inputs copied to the device and outputs copied from it, by all runs so far.
     """
 
     def __init__(self, lib: Library, device: Device, *, n_threads: int, max_graphs: int = 24) -> None:
@@ -173,29 +208,53 @@ class Session:
         self.n_threads = n_threads
         self.max_graphs = max_graphs
         self.lock = threading.RLock()
+        self.splits = self.bytes_up = self.bytes_down = 0
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self._scheduler: list[Scheduler] = []  # none or one; a list, for the finalizer to see what comes later
         with LogBridge(lib):
             self._backend = lib.ggml_backend_dev_init(device.handle, None)
             if not self._backend:
                 raise DeviceError(f"{device.name} ({device.description}) could not be initialised")
             self._allocator = lib.ggml_gallocr_new(lib.ggml_backend_dev_buffer_type(device.handle))
-        self.close = weakref.finalize(self, _free_session, lib, self._allocator, self._backend, self._graphs)
-        self._set_threads()
+        self.close = weakref.finalize(
+            self, _free_session, lib, self._allocator, self._backend, self._graphs, self._scheduler
+        )
+        self._set_threads(device, self._backend, n_threads)
 
     def check_open(self) -> None:
         if not self.close.alive:
             raise VocoderError("this codec is closed")
 
-    def _set_threads(self) -> None:
-        reg = self.lib.ggml_backend_dev_backend_reg(self.device.handle)
+    def _set_threads(self, device: Device, backend: int, n_threads: int) -> None:
+        reg = self.lib.ggml_backend_dev_backend_reg(device.handle)
         address = self.lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_set_n_threads")
         if address:
-            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(address)(self._backend, self.n_threads)
+            _set_n_threads_type()(address)(backend, n_threads)
+
+    @contextlib.contextmanager
+    def at_most(self, n_threads: int) -> Iterator[None]:
+        """Run graphs with no more threads than this meanwhile; other threads' graphs wait."""
+        with self.lock:
+            self.check_open()
+            self._set_threads(self.device, self._backend, min(n_threads, self.n_threads))
+            try:
+                yield
+            finally:
+                if self.close.alive:
+                    self._set_threads(self.device, self._backend, self.n_threads)
 
     @property
-    def compute_bytes(self) -> int:
-        """Bytes of the compute buffer."""
+    def compute_bytes(self) -> dict[str, int]:
+        """Bytes of the compute buffers, by device."""
         self.check_open()
+        used = {self.device.name: self._allocated_bytes}
+        for scheduler in self._scheduler:
+            used[self.device.name] += scheduler.device_bytes
+            used["CPU"] = used.get("CPU", 0) + scheduler.cpu_bytes
+        return used
+
+    @property
+    def _allocated_bytes(self) -> int:
         return int(self.lib.ggml_gallocr_get_buffer_size(self._allocator, 0))
 
     @property
@@ -211,33 +270,82 @@ class Session:
             for (tensor, dtype, size), array in zip(graph._inputs, inputs, strict=True):
                 assert array.size == size and array.dtype == dtype, (array.shape, array.dtype, size, dtype)
                 upload(self.lib, tensor, array)
-            status = self.lib.ggml_backend_graph_compute(self._backend, graph.handle)
-            if status != self.lib.bindings["GGML_STATUS_SUCCESS"]:
-                raise DeviceError(f"{self.device.name} failed to compute a graph (ggml status {status})")
+                self.bytes_up += array.nbytes
+            self._compute(graph)
             return [self._download(*output) for output in graph._outputs]
+
+    def _compute(self, graph: Graph) -> None:
+        if graph.scheduled:
+            status = self._scheduler[0].compute(graph.handle)
+            self.splits = self._scheduler[0].splits
+        else:
+            status = self.lib.ggml_backend_graph_compute(self._backend, graph.handle)
+            self.splits = 1
+        if status != self.lib.bindings["GGML_STATUS_SUCCESS"]:
+            raise DeviceError(f"{self.device.name} failed to compute a graph (ggml status {status})")
 
     def _download(self, tensor: Tensor, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         array = np.empty(shape, dtype)
         self.lib.ggml_backend_tensor_get(tensor, array.ctypes.data, 0, array.nbytes)
+        self.bytes_down += array.nbytes
         return array
 
     def _build(self, key: Hashable, build: Callable[[Graph], None]) -> Graph:
         graph = Graph(self.lib)
         build(graph)
-        before = self.compute_bytes
-        with LogBridge(self.lib):
-            if not self.lib.ggml_gallocr_alloc_graph(self._allocator, graph.handle):
-                self._graphs.clear()
-                raise DeviceError(f"{self.device.name} has no room for the buffers of this pass")
-        if self.compute_bytes != before:  # the buffer moved: what other graphs point to is gone
-            self._graphs.clear()
+        missing = [] if self.device.is_cpu else missing_operations(self.lib, self.device, graph.nodes)
+        if missing:
+            self._schedule(graph, missing)
+        else:
+            self._allocate(graph)
         while len(self._graphs) >= self.max_graphs:
             self._graphs.popitem(last=False)
         self._graphs[key] = graph
         return graph
 
+    def _allocate(self, graph: Graph) -> None:
+        before = self._allocated_bytes
+        with LogBridge(self.lib):
+            done = self.lib.ggml_gallocr_alloc_graph(self._allocator, graph.handle)
+        if not done or self._allocated_bytes != before:  # the buffer moved: what other graphs point to is gone
+            self._drop(scheduled=False)
+        if not done:
+            raise self._no_room()
 
-def _free_session(lib: Library, allocator: int, backend: int, graphs: OrderedDict[Hashable, Graph]) -> None:
+    def _schedule(self, graph: Graph, missing: list[Tensor]) -> None:
+        check_movable(self.lib, self.device, missing)
+        if not self._scheduler:
+            self._scheduler.append(
+                Scheduler(self.lib, self._backend, most_nodes=2 * NODES, set_threads=self._set_cpu_threads)
+            )
+        self._drop(scheduled=True)
+        graph.scheduled = True
+        with LogBridge(self.lib):
+            if not self._scheduler[0].allocate(graph.handle, missing):
+                raise self._no_room()
+
+    def _set_cpu_threads(self, cpu: Device, backend: int) -> None:
+        self._set_threads(cpu, backend, self.n_threads)
+
+    def _drop(self, *, scheduled: bool) -> None:
+        for key in [key for key, graph in self._graphs.items() if graph.scheduled == scheduled]:
+            del self._graphs[key]
+
+    def _no_room(self) -> DeviceError:
+        return DeviceError(f"{self.device.name} has no room for the buffers of this pass; use device='CPU'")
+
+
+@functools.cache
+def _set_n_threads_type() -> Any:
+    """ctypes' type of ggml_backend_set_n_threads_t."""
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)
+
+
+def _free_session(
+    lib: Library, allocator: int, backend: int, graphs: OrderedDict[Hashable, Graph], scheduler: list[Scheduler]
+) -> None:
     graphs.clear()
+    for each in scheduler:
+        each.close()
     lib.ggml_gallocr_free(allocator)
     lib.ggml_backend_free(backend)

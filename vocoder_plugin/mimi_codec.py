@@ -26,11 +26,15 @@ CHUNK_FRAMES = 8  # of long input: weights are read rarely enough, and activatio
 Net = Any  # WindowNativeOps or WindowPortableOps, which have no common class beyond their methods
 
 
-@dataclass
+@dataclass(eq=False)
 class RingState(State):
     """``ring``: keys and values of each layer's last positions [layers, capacity, 2 * channels]; see window.c."""
 
     ring: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + (self.ring.nbytes if self.ring is not None else 0)
 
 
 class WindowPass(Pass):
@@ -42,15 +46,16 @@ class WindowPass(Pass):
             super().__init__(*args)
             return
         self.name, self.session, self._lowering, self.plan, _, self._build = args
-        self.weights, self._slots = shared.weights, shared._slots
+        self.weights, self._slots, self._states = shared.weights, shared._slots, shared._states
 
     def new_state(self) -> RingState:
-        state = super().new_state()
         ring = None
         if isinstance(self._lowering, WindowNative):
             s = self.sizes
             ring = np.zeros((s.layers, s.capacity, 2 * s.heads * s.head_dim), np.float32)
-        return RingState(state.memory, ring=ring)
+        state = RingState(super().new_state().memory, ring=ring)
+        self._states.add(state)
+        return state
 
     def _context(self, states: Sequence[State], phase: Phase, frames: int) -> list[np.ndarray]:
         s, n = self.sizes, frames * mimi.STEPS
@@ -318,12 +323,6 @@ class MimiCodec(Codec):
         rows = codes + np.arange(self.n_codebooks, dtype=np.int32)[:, np.newaxis] * self.codebook_size
         rows[codes < 0] = self.n_codebooks * self.codebook_size  # the row of zeros
         return np.ascontiguousarray(rows.T).reshape(-1)
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Bytes on the device: weights loaded so far, and the compute buffer."""
-        weights = {id(pass_.weights): pass_.weights.nbytes for pass_ in self._passes.values()}
-        return {"weights": sum(weights.values()), "compute": self._session.compute_bytes}
 
 
 def _build_decode(c: mimi.Config, _lowering: Any, sizes: Attention, net: Net) -> None:

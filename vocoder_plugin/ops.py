@@ -390,6 +390,7 @@ class Portable:
 
     name = "portable"
     ops = PortableOps
+    blank = False  # weights get memory, which nothing reads or touches: see rehearsal.py
 
     def __init__(self, lib: Library, device: Device) -> None:
         self.lib, self.device = lib, device
@@ -398,27 +399,36 @@ class Portable:
         return (rows, channels)
 
     def load(self, specs: Mapping[str, Spec], find: Find) -> TensorBuffer:
-        """Read the weights of a pass, in ggml's convolution layouts."""
+        """Read the weights of a pass."""
+        buffer = TensorBuffer(self.lib, self.device, self.shapes(specs), zeroed=not self.blank, weights=True)
+        for spec in () if self.blank else specs.values():
+            self.store(buffer, spec, find)
+        return buffer
+
+    def shapes(self, specs: Mapping[str, Spec]) -> Shapes:
+        """The weights of a pass in ggml's convolution layouts, and zeros to pad with."""
         shapes: Shapes = {"zeros": ("F32", (ZERO_FLOATS,))}
         for spec in specs.values():
-            if isinstance(spec, ConvSpec):
-                kernel, n_in, n_out = spec.kernel, spec.in_channels, spec.out_channels
-                ne = (n_in, spec.taps * spec.stride * n_out) if spec.transposed else (kernel, n_in, n_out)
-                shapes[spec.name + ".weight"] = ("F32", ne)
-                shapes[spec.name + ".bias"] = ("F32", (1, n_out))
-            else:
-                shapes.update(_plain_shapes(spec, column=True))
-        buffer = TensorBuffer(self.lib, self.device, shapes)
-        for spec in specs.values():
-            if isinstance(spec, ConvSpec):
-                weight = find(spec.name + ".weight").read()
-                if spec.transposed:  # col2im wants row out * kernel + k of [in] values
-                    weight = pad_kernel(weight, spec).transpose(1, 2, 0)
-                buffer.upload(spec.name + ".weight", weight)
-                buffer.upload(spec.name + ".bias", find(spec.name + ".bias").read())
-            else:
-                _upload_plain(buffer, spec, find)
-        return buffer
+            shapes.update(self.shapes_of(spec))
+        return shapes
+
+    def shapes_of(self, spec: Spec) -> Shapes:
+        if not isinstance(spec, ConvSpec):
+            return _plain_shapes(spec, column=True)
+        kernel, n_in, n_out = spec.kernel, spec.in_channels, spec.out_channels
+        ne = (n_in, spec.taps * spec.stride * n_out) if spec.transposed else (kernel, n_in, n_out)
+        return {spec.name + ".weight": ("F32", ne), spec.name + ".bias": ("F32", (1, n_out))}
+
+    def store(self, buffer: TensorBuffer, spec: Spec, find: Find) -> None:
+        """Read one layer's weights."""
+        if not isinstance(spec, ConvSpec):
+            _upload_plain(buffer, spec, find)
+            return
+        weight = find(spec.name + ".weight").read()
+        if spec.transposed:  # col2im wants row out * kernel + k of [in] values
+            weight = pad_kernel(weight, spec).transpose(1, 2, 0)
+        buffer.upload(spec.name + ".weight", weight)
+        buffer.upload(spec.name + ".bias", find(spec.name + ".bias").read())
 
 
 ZERO_FLOATS = 1 << 18  # padding rows * channels of any layer: 64 rows of 4096 channels

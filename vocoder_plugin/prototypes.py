@@ -25,6 +25,7 @@ size_t ggml_backend_dev_count(void)
 const char* ggml_backend_dev_description(ggml_backend_dev_t device)
 ggml_backend_dev_t ggml_backend_dev_get(size_t index)
 ggml_backend_t ggml_backend_dev_init(ggml_backend_dev_t device, const char* params)
+void ggml_backend_dev_get_props(ggml_backend_dev_t device, ggml_backend_dev_props* props)
 void ggml_backend_dev_memory(ggml_backend_dev_t device, size_t* free, size_t* total)
 const char* ggml_backend_dev_name(ggml_backend_dev_t device)
 bool ggml_backend_dev_supports_op(ggml_backend_dev_t device, const ggml_tensor* op)
@@ -34,6 +35,17 @@ ggml_status ggml_backend_graph_compute(ggml_backend_t backend, ggml_cgraph* cgra
 void ggml_backend_load_all_from_path(const char* dir_path)
 void* ggml_backend_reg_get_proc_address(ggml_backend_reg_t reg, const char* name)
 const char* ggml_backend_reg_name(ggml_backend_reg_t reg)
+bool ggml_backend_sched_alloc_graph(ggml_backend_sched_t sched, ggml_cgraph* graph)
+void ggml_backend_sched_free(ggml_backend_sched_t sched)
+size_t ggml_backend_sched_get_buffer_size(ggml_backend_sched_t sched, ggml_backend_t backend)
+int ggml_backend_sched_get_n_splits(ggml_backend_sched_t sched)
+ggml_status ggml_backend_sched_graph_compute(ggml_backend_sched_t sched, ggml_cgraph* graph)
+ggml_backend_sched_t ggml_backend_sched_new(ggml_backend_t* backends,
+    ggml_backend_buffer_type_t* bufts, int n_backends, size_t graph_size, bool parallel,
+    bool op_offload)
+void ggml_backend_sched_reset(ggml_backend_sched_t sched)
+void ggml_backend_sched_set_tensor_backend(ggml_backend_sched_t sched, ggml_tensor* node,
+    ggml_backend_t backend)
 void ggml_backend_synchronize(ggml_backend_t backend)
 void ggml_backend_tensor_copy(const ggml_tensor* src, ggml_tensor* dst)
 void ggml_backend_tensor_get(const ggml_tensor* tensor, void* data, size_t offset, size_t size)
@@ -81,6 +93,7 @@ ggml_tensor* ggml_new_tensor_3d(ggml_context* ctx, ggml_type type, int64_t ne0, 
 ggml_tensor* ggml_new_tensor_4d(ggml_context* ctx, ggml_type type, int64_t ne0, int64_t ne1,
     int64_t ne2, int64_t ne3)
 ggml_tensor* ggml_norm(ggml_context* ctx, ggml_tensor* a, float eps)
+const char* ggml_op_desc(const ggml_tensor* t)
 const char* ggml_op_name(ggml_op op)
 ggml_tensor* ggml_permute(ggml_context* ctx, ggml_tensor* a, int axis0, int axis1, int axis2,
     int axis3)

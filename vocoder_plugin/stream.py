@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,12 +30,16 @@ Build = Callable[[GraphOps], None]
 POSITIONS = 720720  # positions count modulo this, a multiple of every dilation's period
 
 
-@dataclass
+@dataclass(eq=False)
 class State:
     """What a stream keeps between chunks: the memory on the device, and the frames it has had."""
 
     memory: TensorBuffer
     frames: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.memory.nbytes if self.memory.close.alive else 0
 
 
 class Pass:
@@ -57,11 +62,19 @@ class Pass:
         self._lowering, self._build = lowering, build
         self.weights = lowering.load(plan.specs, find)
         self._slots: dict[int, TensorBuffer] = {}
+        self._states: weakref.WeakSet[State] = weakref.WeakSet()
 
     def new_state(self) -> State:
         """The state of a stream that has not begun."""
         floats = max(1, self.plan.state_floats)
-        return State(TensorBuffer(self.session.lib, self.session.device, {"state": ("F32", (floats,))}))
+        state = State(TensorBuffer(self.session.lib, self.session.device, {"state": ("F32", (floats,))}))
+        self._states.add(state)
+        return state
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the streams' states, and of the slots that graphs read and write."""
+        return sum(slots.nbytes for slots in self._slots.values()) + sum(state.nbytes for state in self._states)
 
     def run(self, states: Sequence[State], phase: Phase, frames: int, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Advance streams by one chunk of ``frames`` frames each, all in the same phase.
