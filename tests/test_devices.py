@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from vocoder_plugin import Codec, DeviceError, ggml, graph, rehearsal, schedule
+from vocoder_plugin import Codec, DeviceError, SpeechStream, ggml, graph, rehearsal, schedule
+from vocoder_plugin.cli import main
 from vocoder_plugin.ggml import Device
 from vocoder_plugin.placement import MOST_LAYERS, Offload, choose_device, device_of_last_layer, offload_devices
 
@@ -225,3 +228,33 @@ def test_memory_of_streams(small_dac_file):
         streams[0].close()
         del streams[1:]
         assert codec.memory["CPU"] == before
+
+
+def test_a_worker_beside_the_model_takes_the_cores_that_are_left(llm, small_dac, monkeypatch):
+    seen = []
+    session = small_dac._session
+    set_threads = session._set_threads
+    monkeypatch.setattr(session, "_set_threads", lambda *a: (seen.append(a[2]), set_threads(*a)))
+    monkeypatch.setattr("vocoder_plugin.llm.usable_cores", lambda: 3)
+    assert (llm.n_threads, session.n_threads) == (2, 2)
+    with SpeechStream(llm, small_dac, overlap=True) as stream:
+        stream._decode_beside(CODES[:, :20])
+    assert seen == [1, 2]  # limited, and given back
+
+
+def test_doctor_tells_what_a_codec_takes(gpu, monkeypatch, small_dac_file):
+    def doctor(*arguments: str) -> str:
+        result = CliRunner().invoke(main, ["doctor", *map(str, arguments)])
+        assert result.exit_code == 0, result.output
+        return result.stdout.splitlines()[-1]
+
+    line = doctor(small_dac_file)
+    assert line.startswith("codec             DAC 24 kHz on GPU0: 2 MiB of weights, 1 MiB of buffers")
+    assert line.endswith("; every operation runs there")
+    assert " on CPU: " in doctor(small_dac_file, "--device", "CPU")
+    lacking(monkeypatch, "TANH", "SIN")
+    assert re.search(r"; falls back to the CPU for SIN \(\d+\), TANH \(\d+\)$", doctor(small_dac_file))
+    lacking(monkeypatch, "CPY")
+    assert doctor(small_dac_file).endswith(
+        "cannot be there: GPU0 cannot compute CPY in its own memory, which streams need"
+    )

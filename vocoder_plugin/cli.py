@@ -488,8 +488,14 @@ def load_llm(path: str, *, n_ctx: int, n_gpu_layers: int, n_threads: int | None,
 
 
 @main.command()
-def doctor() -> None:
-    """List versions, libraries and devices, and what is missing. Put this into bug reports."""
+@click.argument("codec_files", nargs=-1, type=click.Path())
+@click.option("--device", help="Device to look at the codecs for. [default: the first that is no CPU, if there is one]")
+def doctor(codec_files: tuple[str, ...], device: str | None) -> None:
+    """List versions, libraries and devices, and what is missing. Put this into bug reports.
+
+    For each of CODEC_FILES, tell the memory that it takes on a device, and the operations that the
+    device lacks, which run on the CPU.
+    """
     import importlib.metadata
     import platform
 
@@ -499,10 +505,10 @@ def doctor() -> None:
     click.echo(f"python            {platform.python_version()} on {platform.platform()}")
     for name in ("llama-cpp-python", "ggml-python", "gguf", "numpy", "soundfile", "soxr", "sounddevice"):
         try:
-            found = importlib.metadata.version(name)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found = "missing" + (" (only needed for --play)" if name == "sounddevice" else "")
-        click.echo(f"{name:<17} {found}")
+            version = "missing" + (" (only needed for --play)" if name == "sounddevice" else "")
+        click.echo(f"{name:<17} {version}")
     library = ggml.library()
     click.echo(f"libggml           {library.version}, {library.path}")
     names = kernels.available()
@@ -514,9 +520,28 @@ def doctor() -> None:
     else:
         note = "none: built without a C compiler; decoding is slower"
     click.echo(f"native kernels    {note}")
-    for device in library.devices():
-        memory = f"{device.memory_free / 2**30:.1f} of {device.memory_total / 2**30:.1f} GiB free"
-        click.echo(f"device            {device.name} ({device.kind}): {device.description}, {memory}")
+    for found in library.devices():
+        memory = f"{found.memory_free / 2**30:.1f} of {found.memory_total / 2**30:.1f} GiB free"
+        click.echo(f"device            {found.name} ({found.kind}): {found.description}, {memory}")
+    if codec_files and device is None:
+        device = next((found.name for found in library.devices() if found.kind in ("gpu", "igpu")), None)
+    for file in codec_files:
+        click.echo(f"codec             {fit_of(file, device)}")
+
+
+def fit_of(file: str, device: str | None) -> str:
+    """A line on what a codec would take of a device."""
+    from .codec import Codec
+
+    fit = Codec.survey(file, device)
+    if fit.refusal:
+        verdict = f"cannot be there: {fit.refusal}"
+    elif fit.missing:
+        verdict = "falls back to the CPU for " + ", ".join(f"{name} ({n})" for name, n in fit.missing.items())
+    else:
+        verdict = "every operation runs there"
+    weights, rest = fit.memory.weights >> 20, (fit.memory.total - fit.memory.weights) >> 20
+    return f"{fit.codec} on {fit.device.name}: {weights} MiB of weights, {rest} MiB of buffers; {verdict}"
 
 
 from .outetts.commands import register  # noqa: E402  (its commands use the helpers above)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -382,6 +383,10 @@ class Codec:
             compute=compute[self.device.name],
         )
         return used
+
+    def at_most_threads(self, n_threads: int) -> AbstractContextManager[None]:
+        """Work with no more threads than this meanwhile, on a CPU; other threads' calls wait until it ends."""
+        return self._session.at_most(n_threads)
 
     def close(self) -> None:
         """Free the device's memory. The codec and its streams cannot be used afterwards."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .codec import Codec
+from .codec import Codec, usable_cores
 from .completion_text import TextScanner, token_texts
 from .errors import StreamError, TokenError, VocoderError
 from .overlap import Worker
@@ -98,6 +99,8 @@ class SpeechStream:
         self._deinterleaver = Deinterleaver(self.vocabulary)
         self._frames: list[list[int]] = []
         self._stream = codec.decoder_stream(lookahead_frames=lookahead_frames)
+        threads = max(1, usable_cores() - llm.n_threads)  # that the model leaves
+        self._decode_beside = functools.partial(_push_with, self._stream, codec, threads)  # does not hold this object
         self._worker: Worker | None = None
         self._scanner: TextScanner | None = None
         self._error: BaseException | None = None  # of a callback that could not raise it
@@ -135,7 +138,7 @@ class SpeechStream:
 
     def _decode(self, codes: np.ndarray) -> list[np.ndarray]:
         if self._chunks and self.overlap:
-            self._worker = self._worker or Worker(self._stream.push)
+            self._worker = self._worker or Worker(self._decode_beside)
             self._worker.submit(codes)
             self._chunks += 1
             return self._worker.ready()
@@ -343,3 +346,9 @@ def generate_tokens(llm: Any, prompt: str, *, end: frozenset[int], max_tokens: i
             if token in end or count >= limit:
                 return
             yield token
+
+
+def _push_with(stream: Any, codec: Codec, n_threads: int, codes: np.ndarray) -> np.ndarray:
+    """Decode with no more threads than these."""
+    with codec.at_most_threads(n_threads):
+        return stream.push(codes)
