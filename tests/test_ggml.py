@@ -37,7 +37,6 @@ def expected_ctype(c_type: str, bindings: dict) -> tuple:
         "ggml_tensor*": (ctypes.POINTER(bindings["ggml_tensor"]),),
         "const ggml_tensor*": (ctypes.POINTER(bindings["ggml_tensor"]),),
         "ggml_tensor**": (ctypes.POINTER(ctypes.POINTER(bindings["ggml_tensor"])),),
-        "const int*": (ctypes.POINTER(ctypes.c_int),),
         "size_t*": (ctypes.POINTER(ctypes.c_size_t),),
         "void**": (ctypes.POINTER(ctypes.c_void_p),),
         "ggml_init_params": (bindings["ggml_init_params"],),

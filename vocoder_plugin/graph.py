@@ -215,9 +215,9 @@ class Session:
             self._backend = lib.ggml_backend_dev_init(device.handle, None)
             if not self._backend:
                 raise DeviceError(f"{device.name} ({device.description}) could not be initialised")
-        self._allocators = [self._new_allocator()]  # the last one is in use
+            self._allocator = lib.ggml_gallocr_new(lib.ggml_backend_dev_buffer_type(device.handle))
         self.close = weakref.finalize(
-            self, _free_session, lib, self._allocators, self._backend, self._graphs, self._scheduler
+            self, _free_session, lib, self._allocator, self._backend, self._graphs, self._scheduler
         )
         self._set_threads(device, self._backend, n_threads)
 
@@ -247,7 +247,7 @@ class Session:
     def compute_bytes(self) -> dict[str, int]:
         """Bytes of the compute buffers, by device."""
         self.check_open()
-        used = {self.device.name: sum(self._bytes_of(allocator) for allocator in self._allocators)}
+        used = {self.device.name: self._allocated_bytes}
         for scheduler in self._scheduler:
             used[self.device.name] += scheduler.device_bytes
             used["CPU"] = used.get("CPU", 0) + scheduler.cpu_bytes
@@ -255,10 +255,7 @@ class Session:
 
     @property
     def _allocated_bytes(self) -> int:
-        return self._bytes_of(self._allocators[-1])
-
-    def _bytes_of(self, allocator: int) -> int:
-        return int(self.lib.ggml_gallocr_get_buffer_size(allocator, 0))
+        return int(self.lib.ggml_gallocr_get_buffer_size(self._allocator, 0))
 
     @property
     def cached_graphs(self) -> int:
@@ -307,31 +304,13 @@ class Session:
         return graph
 
     def _allocate(self, graph: Graph) -> None:
-        """Find room for a graph; where there is none, in a larger buffer, for all graphs from here on.
-
-        On a CPU that takes the place of the one before. Elsewhere the one before stays until ``close``: Mesa's
-        llvmpipe (22.3) was seen to write to a buffer of computations after it had been freed.
-        """
         before = self._allocated_bytes
-        if not self.device.is_cpu and before and self._measure(graph) > before:
-            self._allocators.append(self._new_allocator())
-            before = 0
         with LogBridge(self.lib):
-            done = self.lib.ggml_gallocr_alloc_graph(self._allocators[-1], graph.handle)
-        if not done or (before and self._allocated_bytes != before):  # what other graphs point to is gone
+            done = self.lib.ggml_gallocr_alloc_graph(self._allocator, graph.handle)
+        if not done or self._allocated_bytes != before:  # the buffer moved: what other graphs point to is gone
             self._drop(scheduled=False)
         if not done:
             raise self._no_room()
-
-    def _new_allocator(self) -> int:
-        return self.lib.ggml_gallocr_new(self.lib.ggml_backend_dev_buffer_type(self.device.handle))
-
-    def _measure(self, graph: Graph) -> int:
-        """Bytes of the buffer that a graph needs."""
-        size, allocator = ctypes.c_size_t(), self._new_allocator()
-        self.lib.ggml_gallocr_reserve_n_size(allocator, graph.handle, None, None, ctypes.byref(size))
-        self.lib.ggml_gallocr_free(allocator)
-        return size.value
 
     def _schedule(self, graph: Graph, missing: list[Tensor]) -> None:
         check_movable(self.lib, self.device, missing)
@@ -363,11 +342,10 @@ def _set_n_threads_type() -> Any:
 
 
 def _free_session(
-    lib: Library, allocators: list[int], backend: int, graphs: OrderedDict[Hashable, Graph], scheduler: list[Scheduler]
+    lib: Library, allocator: int, backend: int, graphs: OrderedDict[Hashable, Graph], scheduler: list[Scheduler]
 ) -> None:
     graphs.clear()
     for each in scheduler:
         each.close()
-    for allocator in allocators:
-        lib.ggml_gallocr_free(allocator)
+    lib.ggml_gallocr_free(allocator)
     lib.ggml_backend_free(backend)

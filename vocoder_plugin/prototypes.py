@@ -70,8 +70,6 @@ bool ggml_gallocr_alloc_graph(ggml_gallocr_t galloc, ggml_cgraph* graph)
 void ggml_gallocr_free(ggml_gallocr_t galloc)
 size_t ggml_gallocr_get_buffer_size(ggml_gallocr_t galloc, int buffer_id)
 ggml_gallocr_t ggml_gallocr_new(ggml_backend_buffer_type_t buft)
-void ggml_gallocr_reserve_n_size(ggml_gallocr_t galloc, ggml_cgraph* graph,
-    const int* node_buffer_ids, const int* leaf_buffer_ids, size_t* sizes)
 ggml_tensor* ggml_gelu(ggml_context* ctx, ggml_tensor* a)
 ggml_tensor* ggml_gelu_erf(ggml_context* ctx, ggml_tensor* a)
 ggml_tensor* ggml_get_rows(ggml_context* ctx, ggml_tensor* a, ggml_tensor* b)
