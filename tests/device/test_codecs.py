@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -117,18 +118,32 @@ def test_a_model_of_full_width(tmp_path):
         assert relative_error(there.decode(codes), here.decode(codes)) < F16
 
 
+DECODE = (
+    "import sys, numpy as np\n"
+    "from vocoder_plugin import Codec\n"
+    "audio = []\n"
+    "for device in sys.argv[2:]:\n"
+    "    with Codec.load(sys.argv[1], device=device, n_threads=2) as codec:\n"
+    "        shape = (codec.n_codebooks, round(0.3 * codec.frame_rate))\n"
+    "        audio.append(codec.decode(np.random.default_rng(0).integers(0, codec.codebook_size, shape)))\n"
+    "print(np.linalg.norm(audio[0] - audio[-1]) / np.linalg.norm(audio[0]))\n"
+)
+
+
+def decode_with(setting: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Decode in a process whose ggml reads that setting from the environment."""
+    command = ["env", f"{setting}=1", sys.executable, "-c", DECODE, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+
+
 @pytest.mark.parametrize("name", ["dac", "wavtokenizer", "mimi"])
 def test_without_f16_the_samples_are_those_of_the_cpu(files, name):
-    code = (
-        "import sys, numpy as np\n"
-        "from vocoder_plugin import Codec\n"
-        "audio = []\n"
-        "for device in (sys.argv[2], 'CPU'):\n"
-        "    with Codec.load(sys.argv[1], device=device, n_threads=2) as codec:\n"
-        "        shape = (codec.n_codebooks, round(0.4 * codec.frame_rate))\n"
-        "        audio.append(codec.decode(np.random.default_rng(0).integers(0, codec.codebook_size, shape)))\n"
-        "print(np.linalg.norm(audio[0] - audio[1]) / np.linalg.norm(audio[1]))\n"
-    )
-    command = ["env", "GGML_VK_DISABLE_F16=1", sys.executable, "-c", code, str(files[name]), DEVICE]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-    assert float(done.stdout.split()[-1]) < F32
+    done = decode_with("GGML_VK_DISABLE_F16", str(files[name]), "CPU", DEVICE)
+    assert 0 < float(done.stdout.split()[-1]) < F32
+
+
+def test_every_snake_runs_as_one_kernel(files):
+    done = decode_with("GGML_VK_PERF_LOGGER", str(files["dac"]), DEVICE)
+    log = done.stdout + done.stderr
+    assert re.search(r"^SNAKE.*: 29 x ", log, re.MULTILINE), log  # four blocks of seven, and the last
+    assert not re.search(r"^(SIN|SQR): ", log, re.MULTILINE), log
