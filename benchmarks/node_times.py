@@ -75,7 +75,7 @@ def timed_nodes(repeat: int) -> Iterator[dict[Any, tuple[list[int], list[tuple[s
 def node_seconds(session: Session, graph: Graph, inputs: list[np.ndarray], repeat: int) -> list[tuple[str, float]]:
     """Median time of each node, less that of a graph without work."""
     lib = session.lib
-    nodes = [lib.bindings["ggml_graph_node"](graph.handle, i) for i in range(graph.nodes)]
+    nodes = graph.nodes
     context = lib.ggml_init(lib.bindings["ggml_init_params"](1 << 25, None, True))
     singles = []
     for node in nodes:
