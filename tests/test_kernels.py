@@ -15,7 +15,8 @@ from vocoder_plugin import ggml, kernels
 from vocoder_plugin.errors import DeviceError
 from vocoder_plugin.graph import Graph, Session
 from vocoder_plugin.ops import Native, Portable
-from vocoder_plugin.plan import WHOLE, Plan, Signal
+from vocoder_plugin.packing import Packing
+from vocoder_plugin.plan import WHOLE, ConvSpec, Plan, Signal
 from vocoder_plugin.weights import Stored
 
 LIB = ggml.library()
@@ -205,6 +206,22 @@ def test_int8_weights(name, n_in, n_out, kernel, stride):
     got = run(name, forward, x, weights, precision="int8")
     assert relative_error(got, rounded) <= 5e-4
     assert 1e-3 <= relative_error(got, expected) <= 2e-2
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (ConvSpec("c", 256, 2048, 1), {"float32": 4, "int16": 2, "int8": 1}),
+        (ConvSpec("c", 256, 2048, 1, search=True), {"float32": 4, "int16": 2, "int8": 2}),
+        (ConvSpec("c", 256, 256, 7), {"float32": 4, "int16": 2, "int8": 2}),  # F(2,7)
+        (ConvSpec("c", 32, 32, 3), {"float32": 4, "int16": 2, "int8": 2}),
+        (ConvSpec("c", 1, 64, 7), {"float32": 4, "int16": 4, "int8": 4}),
+        (ConvSpec("c", 64, 1, 7), {"float32": 4, "int16": 4, "int8": 4}),
+    ],
+)
+def test_bytes_of_a_weight(spec, expected):
+    loaded = kernels.load(LIB, VARIANTS[0])
+    assert {precision: Packing(spec, loaded, precision).weight_bytes for precision in PRECISIONS} == expected
 
 
 @pytest.mark.parametrize("precision", ["int16", "int8"])

@@ -52,8 +52,8 @@ class Packing:
         """Bytes of a weight: 4 float32, 2 or 1 integers. With 8 bits only where reading them takes the time."""
         if self.precision == "float32" or self.single or self.spec.in_channels == 1:
             return 4
-        weights = self.outputs * self.spec.in_channels * self.taps
-        return 1 if self.precision == "int8" and weights >= INT8_WEIGHTS and not self.winograd else 2
+        large = self.outputs * self.spec.in_channels * self.taps >= INT8_WEIGHTS
+        return 1 if self.precision == "int8" and large and not (self.winograd or self.spec.search) else 2
 
     @property
     def integers(self) -> bool:

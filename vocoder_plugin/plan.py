@@ -66,7 +66,10 @@ class Window:
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """A convolution's weights: torch's [out, in, kernel], or [in, out, kernel] for a transposed one."""
+    """A convolution's weights: torch's [out, in, kernel], or [in, out, kernel] for a transposed one.
+
+    ``search`` says that its outputs choose codes, one of which, if wrong, spoils those after it.
+    """
 
     name: str
     in_channels: int
@@ -74,6 +77,7 @@ class ConvSpec:
     kernel: int
     stride: int = 1
     transposed: bool = False
+    search: bool = False
 
     @property
     def taps(self) -> int:
@@ -158,13 +162,14 @@ class Ops:
         snake: str | None = None,
         elu: bool = False,
         add: Signal | None = None,
+        search: bool = False,
     ) -> Signal:
         """Convolution of snake(x) or elu(x) with optional residual ``add``; padding defaults to "same" for stride 1.
 
         A causal one has all its padding before the stream, so its outputs do not lag: zeros, or the
-        first sample again and again where ``replicate`` is set.
+        first sample again and again where ``replicate`` is set. For ``search`` see ConvSpec.
         """
-        spec = ConvSpec(name, x.channels, out, kernel, stride)
+        spec = ConvSpec(name, x.channels, out, kernel, stride, search=search)
         span = (kernel - 1) * dilation + 1
         padding = span // 2 if padding is None else padding
         if causal:

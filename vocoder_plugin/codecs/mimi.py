@@ -115,11 +115,11 @@ def quantise(net: WindowOps, c: Config, latents: Signal) -> list[Tensor]:
     for kind, count in (("s", c.n_semantic), ("a", c.n_codebooks - c.n_semantic)):
         if not count:
             continue
-        residual = net.conv1d(latents, f"q.{kind}.ip", out=c.codebook_dim, kernel=1)
+        residual = net.conv1d(latents, f"q.{kind}.ip", out=c.codebook_dim, kernel=1, search=True)
         for q in range(count):
             layer = f"q.{kind}.layers.{q}"
             # nearest entry = largest x e - |e|^2 / 2, for the distance's |x|^2 is the same for all
-            scores = net.conv1d(residual, f"{layer}.scores", out=c.codebook_size, kernel=1)
+            scores = net.conv1d(residual, f"{layer}.scores", out=c.codebook_size, kernel=1, search=True)
             codes.append(net.argmax(scores))
             if q + 1 < count:
                 e = net.embed_nearest(

@@ -189,4 +189,4 @@ def encode_tail(net: ClipOps, c: Config, x: Signal) -> Tensor:
     """
     name = f"enc.model.{3 * len(c.encoder_rates) + 3}.conv.conv"
     x = net.conv1d_reflect(x, name, out=c.codebook_dim, kernel=EDGE_KERNEL)
-    return net.argmax(net.conv1d(x, "vq.nearest", out=c.codebook_size, kernel=1))
+    return net.argmax(net.conv1d(x, "vq.nearest", out=c.codebook_size, kernel=1, search=True))
