@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rivals import HOP, PRODUCTS, RIVALS, SAMPLE_RATE, Rival, prepare
+from rivals import HOP, PRODUCTS, RIVALS, SAMPLE_RATE, prepare, start
 
 from vocoder_plugin.codecs.dac import Config, decode
 from vocoder_plugin.plan import ConvSpec, Plan
@@ -88,7 +88,7 @@ def operations(seconds: float) -> float:
 def measure(arguments: argparse.Namespace, folder: Path, seconds: float, names: list[str]) -> list[Figures]:
     """All rivals on one clip, taking turns."""
     frames = round(seconds * SAMPLE_RATE / HOP)
-    rivals = [Rival(name, folder, arguments.threads) for name in names]
+    rivals = [start(name, folder, arguments.threads) for name in names]
     figures = [Figures(r.name, seconds, load=r.ask("load")["seconds"]) for r in rivals]
     for repetition in range(arguments.repeat + 1):
         for rival, figure in zip(rivals, figures, strict=True):
@@ -104,7 +104,7 @@ def measure(arguments: argparse.Namespace, folder: Path, seconds: float, names: 
 
 def gemm_peak(folder: Path, threads: int, name: str) -> float:
     """GFLOP/s of torch's matrix product, the best of a few sizes and turns."""
-    rival = Rival(name, folder, threads)
+    rival = start(name, folder, threads)
     rival.ask("load")
     best = 0.0
     for size in (768, 1536) * 3:

@@ -9,9 +9,6 @@ Needs what the parity tests need.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,8 +19,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rivals import peak_mib
 from streaming import resident
+from workers import Worker, serve
 
 HOP, SAMPLE_RATE, FRAME_RATE, CODEBOOKS, BINS = 1920, 24000, 12.5, 8, 2048
 RIVALS = {
@@ -111,51 +108,10 @@ def with_moshi(folder: Path, _kind: str, threads: int) -> Calls:
 
 def work(name: str, folder: Path, threads: int) -> None:
     package, kind = RIVALS[name]
-    make = {"plugin": plugin, "transformers": with_transformers, "moshi": with_moshi}[package]
-    calls = make(folder, kind, threads)
-    print(json.dumps(sorted(calls)), flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        start = time.perf_counter()
-        result = calls[request["do"]](request["frames"])
-        seconds = time.perf_counter() - start
-        answer = {"seconds": seconds, "peak_mib": peak_mib(), "result": result if request["keep"] else None}
-        print(json.dumps(answer), flush=True)
+    serve({"plugin": plugin, "transformers": with_transformers, "moshi": with_moshi}[package](folder, kind, threads))
 
 
 # -- the benchmark that asks
-
-
-class Rival:
-    """A running worker; ``tasks`` is what it can do."""
-
-    def __init__(self, name: str, folder: Path, threads: int) -> None:
-        self.name = name
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__, "--worker", name, str(folder), str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-        self.tasks: list[str] = self._answer()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} stopped with exit status {self._process.wait()}")
-        return json.loads(line)
-
-    def ask(self, do: str, frames: int, *, keep: bool = False) -> dict[str, Any]:
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps({"do": do, "frames": frames, "keep": keep}) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
 
 
 def prepare(folder: Path) -> None:
@@ -166,7 +122,7 @@ def prepare(folder: Path) -> None:
     mimi.convert(folder / "hf", folder / "mimi_f32.gguf", type="f32")
 
 
-def clips(rivals: list[Rival], do: str, seconds: float, repeat: int, table: Table) -> None:
+def clips(rivals: list[Worker], do: str, seconds: float, repeat: int, table: Table) -> None:
     frames = round(seconds * FRAME_RATE)
     able = [rival for rival in rivals if do in rival.tasks]
     answers = [[rival.ask(do, frames) for rival in able] for _ in range(repeat + 1)][1:]
@@ -178,13 +134,13 @@ def clips(rivals: list[Rival], do: str, seconds: float, repeat: int, table: Tabl
     table.add_section()
 
 
-def steps(rivals: list[Rival], do: str, repeat: int, table: Table) -> None:
+def steps(rivals: list[Worker], do: str, repeat: int, table: Table) -> None:
     able = [rival for rival in rivals if do in rival.tasks]
-    answers = [[rival.ask(do, STEPS, keep=True) for rival in able] for _ in range(repeat + 3)]
+    answers = [[rival.ask(do, STEPS) for rival in able] for _ in range(repeat + 3)]
     for rival, of_one in zip(able, zip(*answers[3:], strict=True), strict=True):  # the window is full by then
         times = np.concatenate([a["result"] for a in of_one]) * 1e3
         median, late = np.median(times), np.percentile(times, 99)
-        weights = f"{rival.ask('weights', 0, keep=True)['result'] / 2**20:.0f}" if "weights" in rival.tasks else ""
+        weights = f"{rival.ask('weights')['result'] / 2**20:.0f}" if "weights" in rival.tasks else ""
         peak = f"{of_one[-1]['peak_mib']:.0f}"
         table.add_row(do, rival.name, f"{median:.2f}", f"{late:.2f}", f"{late / median:.2f}", peak, weights)
     table.add_section()
@@ -257,7 +213,7 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         if not (folder / "mimi_f32.gguf").exists():
             prepare(folder)
-        rivals = [Rival(name, folder, arguments.threads) for name in arguments.rivals]
+        rivals = [Worker(__file__, name, folder, arguments.threads) for name in arguments.rivals]
         clip_table, step_table = Table(title="clips"), Table(title="steps of 80 ms, in ms")
         for column in ("task", "", "RTF", "times as fast as transformers", "peak MiB"):
             clip_table.add_column(column, justify="left" if column == "" else "right")

@@ -1,21 +1,14 @@
-"""Each way to run the full-size OuteTTS DAC, in a process of its own that obeys lines on its standard input.
-
-Protocol, one JSON object a line: {"do": "load"}, {"do": "decode", "frames": n} or {"do": "encode",
-"frames": n} -> {"seconds": s, "peak_mib": m, "crc": …}. Inputs are seeded, so all rivals work on the same.
-"""
+"""Each way to run the full-size OuteTTS DAC, as a worker; inputs are seeded, so all rivals work on the same."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from workers import Worker, serve
 
 SAMPLE_RATE, HOP, CODEBOOKS, CODEBOOK_SIZE = 24000, 320, 2, 1024
 PRODUCTS = 20  # matrix products in one measurement of the peak
@@ -101,54 +94,15 @@ RIVALS = {
 
 def work(name: str, folder: Path, threads: int) -> None:
     make, kind = RIVALS[name]
-    calls: dict[str, Callable[[int], Any]] = {}
-    for line in sys.stdin:
-        request = json.loads(line)
-        start = time.perf_counter()
-        if request["do"] == "load":
-            calls = make(folder, kind, threads)
-        else:
-            calls[request["do"]](request["frames"])
-        seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}), flush=True)
-
-
-def peak_mib() -> float:
-    """Peak resident memory of this process (getrusage would count what the parent had when it forked)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
+    calls: dict[str, Callable[[int], Any]] = {"load": lambda _: calls.update(make(folder, kind, threads))}
+    serve(calls)
 
 
 # -- for the benchmark that asks
 
 
-class Rival:
-    """A running worker."""
-
-    def __init__(self, name: str, folder: Path, threads: int) -> None:
-        self.name = name
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, name, str(folder), str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
-        )  # fmt: skip
-
-    def ask(self, do: str, frames: int = 0) -> dict[str, float]:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps({"do": do, "frames": frames}) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} stopped with exit status {self._process.wait()}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+def start(name: str, folder: Path, threads: int) -> Worker:
+    return Worker(__file__, name, folder, threads)
 
 
 def prepare(folder: Path) -> None:
@@ -179,4 +133,4 @@ def prepare(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    work(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))

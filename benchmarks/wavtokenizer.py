@@ -8,13 +8,9 @@ peak memory is of the whole process. Needs what the parity tests need.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rivals import peak_mib, test_audio
+from rivals import test_audio
+from workers import Worker, serve
 
 SAMPLE_RATE, FRAME_RATE, BINS = 24000, 75, 4096
 RIVALS = {
@@ -100,48 +97,10 @@ def _head_in_float(head: Any, x: Any) -> Any:
 
 def work(name: str, folder: Path, threads: int) -> None:
     package, kind = RIVALS[name]
-    calls = {"plugin": plugin, "torch": with_torch}[package](folder, kind, threads)
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        start = time.perf_counter()
-        calls[request["do"]](request["seconds"])
-        print(json.dumps({"seconds": time.perf_counter() - start, "peak_mib": peak_mib()}), flush=True)
+    serve({"plugin": plugin, "torch": with_torch}[package](folder, kind, threads))
 
 
 # -- the benchmark that asks
-
-
-class Rival:
-    """A running worker."""
-
-    def __init__(self, name: str, folder: Path, threads: int) -> None:
-        self.name = name
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__, "--worker", name, str(folder), str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-        self._answer()
-
-    def _answer(self) -> dict[str, float]:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} stopped with exit status {self._process.wait()}")
-        return json.loads(line)
-
-    def ask(self, do: str, seconds: float) -> dict[str, float]:
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps({"do": do, "seconds": seconds}) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
 
 
 def prepare(folder: Path) -> None:
@@ -153,7 +112,7 @@ def prepare(folder: Path) -> None:
 
 
 def compare(do: str, seconds: float, names: list[str], folder: Path, threads: int, repeat: int) -> list[list[str]]:
-    rivals = [Rival(name, folder, threads) for name in names]
+    rivals = [Worker(__file__, name, folder, threads) for name in names]
     times: dict[str, list[float]] = {name: [] for name in names}
     peaks: dict[str, float] = {}
     for repetition in range(repeat + 1):
