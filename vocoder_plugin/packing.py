@@ -12,7 +12,7 @@ from .kernels import Kernels, winograd_kernel
 from .plan import ConvSpec
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
-WINOGRAD = {taps: winograd_kernel(taps) for taps in (7, 3)}  # [points, taps]
+WINOGRAD = winograd_kernel()  # [points, kernel]
 PANELS = 1  # panels of outputs whose points are computed at once
 INT8_WEIGHTS = 1 << 16  # with fewer in a convolution, 8 bits would only lose accuracy
 WEIGHT_TYPES = {4: "F32", 2: "I16", 1: "I8"}
@@ -37,11 +37,10 @@ class Packing:
 
     @property
     def winograd(self) -> bool:
-        """Whether it runs as minimal filtering, F(2,7) or F(2,3). With integers, the latter saves too little."""
+        """Whether it runs as minimal filtering F(2,7)."""
         spec = self.spec
-        fits = spec.kernel == 7 or (spec.kernel == 3 and self.precision == "float32")
-        plain = spec.stride == 1 and not spec.transposed
-        return fits and plain and min(spec.in_channels, spec.out_channels) >= WINOGRAD_CHANNELS
+        fits = spec.kernel == WINOGRAD.shape[1] and spec.stride == 1 and not spec.transposed
+        return fits and min(spec.in_channels, spec.out_channels) >= WINOGRAD_CHANNELS
 
     @property
     def single(self) -> bool:
@@ -68,8 +67,8 @@ class Packing:
 
     @property
     def taps(self) -> int:
-        """Matrices: one a tap of the kernel, or one a point of minimal filtering."""
-        return self.spec.kernel + 1 if self.winograd else self.spec.taps
+        """Matrices: one a tap of the kernel, or one a point of F(2,7)."""
+        return WINOGRAD.shape[0] if self.winograd else self.spec.taps
 
     @property
     def together(self) -> int:
@@ -129,9 +128,8 @@ class Packing:
 
 
 def points_of(weight: np.ndarray) -> np.ndarray:
-    """[out, in, taps] -> [1, out, in, points], rounded once to float32."""
-    taps = weight.shape[2]
-    rows = np.matmul(weight.reshape(-1, taps).astype(np.float64), WINOGRAD[taps].T)
+    """[out, in, 7] -> [1, out, in, points], rounded once to float32."""
+    rows = np.matmul(weight.reshape(-1, weight.shape[2]).astype(np.float64), WINOGRAD.T)
     return rows.astype(np.float32).reshape(1, *weight.shape[:2], -1)
 
 

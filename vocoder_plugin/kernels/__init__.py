@@ -22,16 +22,15 @@ FOLDER = Path(__file__).parent
 SUFFIX = ".dll" if sys.platform == "win32" else ".so"
 VARIANTS = ("avx512vnni", "avx512", "avx2", "baseline")  # best first
 SOURCES = ("weight", "scale", "bias", "chunk", "history", "alpha", "inverse", "skip_chunk", "skip_history", "position")
-POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # as many as taps, and infinity: where winograd.c evaluates kernels
+POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # and infinity: where winograd.c evaluates kernels of 7
 BLOCK_TERMS = 384  # products summed before they join the total: short sums round less, and stay in L1
 INTEGER_BLOCK_TERMS = 192  # of integers: the more, the coarser they must be for sums to fit 32 bits
 
 
-def winograd_kernel(taps: int) -> np.ndarray:
-    """G of minimal filtering F(2, taps), [taps + 1, taps]: a kernel's values at POINTS over Lagrange's denominators."""
-    points = POINTS[:taps]
-    rows = [[x**i / math.prod(x - other for other in points if other != x) for i in range(taps)] for x in points]
-    return np.array([*rows, [0.0] * (taps - 1) + [1.0]])
+def winograd_kernel() -> np.ndarray:
+    """G of minimal filtering F(2,7), [8, 7]: a kernel's values at POINTS over Lagrange's denominators."""
+    rows = [[x**i / math.prod(x - other for other in POINTS if other != x) for i in range(len(POINTS))] for x in POINTS]
+    return np.array([*rows, [0.0] * (len(POINTS) - 1) + [1.0]])
 
 
 class Conv1dParams(ctypes.Structure):

@@ -1,26 +1,26 @@
-/* The convolution of conv1d.c for kernels of 7 or 3 and stride 1, with 8 products in place of 14, or 4 in place of 6.
+/* The convolution of conv1d.c for kernel 7 and stride 1, with 8 products in place of 14.
  *
  * Minimal filtering F(2,7) (Winograd 1980; Lavin and Gray 2016, arXiv:1509.09308): two outputs that lie one
  * dilation apart, y0 and y1, need inputs d0 … d7. With B^T d and G w taken at the points 0, ±1, ±2, ±1/2 and
  * infinity, their products m0 … m7 give y0 = m0 + m1 + … + m6 and y1 = (m1 - m2) + 2 (m3 - m4) + (m5 - m6) / 2 + m7.
- * F(2,3) has the points 0, ±1 and infinity: y0 = m0 + m1 + m2 and y1 = (m1 - m2) + m3. Products are summed over
- * input channels before they are combined: a matrix product a point.
+ * Products are summed over input channels before they are combined: eight matrix products.
  *
  * Which outputs make a pair depends on their position in the stream, not in the chunk, and y0 does not touch
- * the last input, nor y1 the first, so samples do not depend on how a stream is cut: an output whose partner lies outside the
+ * d7, nor y1 d0, so samples do not depend on how a stream is cut: an output whose partner lies outside the
  * chunk is computed by the same operations.
  */
 #include "conv1d.h"
 #include "tile.h"
 
-#define MOST_POINTS 8
+#define POINTS 8
+#define TAPS 7
 #define SCRATCH_FLOATS (128 * 1024) /* target size of the transformed inputs */
 
-/* B^T d of F(2,7) for rows of inputs `step` floats apart; point p goes to v + p * plane. */
-static void transform7(float *v, size_t plane, const float *x, size_t step, int channels) {
+/* B^T d for rows of inputs `step` floats apart; point p goes to v + p * plane. */
+static void transform(float *v, size_t plane, const float *x, size_t step, int channels) {
     for (int c = 0; c < channels; c += VP_LANES, x += VP_LANES, v += VP_LANES) {
-        vfloat d[8], even, odd;
-        for (int i = 0; i < 8; i++) d[i] = *(const vfloat *)(x + i * step);
+        vfloat d[POINTS], even, odd;
+        for (int i = 0; i < POINTS; i++) d[i] = *(const vfloat *)(x + i * step);
         *(vfloat *)v = multiply_add(d[2] - d[4], splat(5.25f), d[6] - d[0]);
         even = multiply_add(d[4], splat(-4.25f), d[6] + d[2]);
         odd = multiply_add(d[3], splat(-4.25f), d[5] + d[1]);
@@ -35,18 +35,6 @@ static void transform7(float *v, size_t plane, const float *x, size_t step, int 
         *(vfloat *)(v + 5 * plane) = even + odd;
         *(vfloat *)(v + 6 * plane) = even - odd;
         *(vfloat *)(v + 7 * plane) = multiply_add(d[3] - d[5], splat(5.25f), d[7] - d[1]);
-    }
-}
-
-/* The same of F(2,3). */
-static void transform3(float *v, size_t plane, const float *x, size_t step, int channels) {
-    for (int c = 0; c < channels; c += VP_LANES, x += VP_LANES, v += VP_LANES) {
-        vfloat d[4];
-        for (int i = 0; i < 4; i++) d[i] = *(const vfloat *)(x + i * step);
-        *(vfloat *)v = d[2] - d[0];
-        *(vfloat *)(v + 1 * plane) = d[2] + d[1];
-        *(vfloat *)(v + 2 * plane) = d[2] - d[1];
-        *(vfloat *)(v + 3 * plane) = d[3] - d[1];
     }
 }
 
@@ -69,19 +57,14 @@ static void store(const struct output *o, int64_t t, vfloat *sum) {
     store_part((float *)(o->y + t * o->y_step) + o->channel, sum, o->width);
 }
 
-/* m: the sums of a pair, one a point, `plane` floats apart. */
-VP_INLINE void combine(const struct output *o, const float *m, size_t plane, int64_t t, int dilation, const int taps) {
+/* m: the eight sums of a pair, `plane` floats apart. */
+static void combine(const struct output *o, const float *m, size_t plane, int64_t t, int dilation) {
     vfloat y0[VP_VECS], y1[VP_VECS];
     for (int k = 0; k < VP_VECS; k++) {
-        vfloat s[MOST_POINTS], bias = *(const vfloat *)(o->bias + k * VP_LANES);
-        for (int p = 0; p <= taps; p++) s[p] = *(const vfloat *)(m + p * plane + k * VP_LANES);
-        if (taps == 7) {
-            y0[k] = (s[0] + (s[1] + s[2])) + ((s[3] + s[4]) + (s[5] + s[6])) + bias;
-            y1[k] = ((s[1] - s[2]) + 2.0f * (s[3] - s[4])) + (0.5f * (s[5] - s[6]) + s[7]) + bias;
-        } else {
-            y0[k] = (s[0] + (s[1] + s[2])) + bias;
-            y1[k] = ((s[1] - s[2]) + s[3]) + bias;
-        }
+        vfloat s[POINTS], bias = *(const vfloat *)(o->bias + k * VP_LANES);
+        for (int p = 0; p < POINTS; p++) s[p] = *(const vfloat *)(m + p * plane + k * VP_LANES);
+        y0[k] = (s[0] + (s[1] + s[2])) + ((s[3] + s[4]) + (s[5] + s[6])) + bias;
+        y1[k] = ((s[1] - s[2]) + 2.0f * (s[3] - s[4])) + (0.5f * (s[5] - s[6]) + s[7]) + bias;
     }
     if (t >= 0) store(o, t, y0);
     if (t + dilation < o->rows) store(o, t + dilation, y1);
@@ -92,8 +75,9 @@ struct pair {
     int64_t batch;
 };
 
-VP_INLINE void filter(void *dst, int ith, int nth, const struct vp_conv1d *p, const int taps) {
-    const int points = taps + 1;
+/* A ggml custom operation: dst [out_channels, rows, batch]; userdata is a struct vp_conv1d. */
+VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
+    const struct vp_conv1d *p = userdata;
     const void *chunk = tensor_src(dst, p->chunk), *history = tensor_src(dst, p->history);
     const int32_t *position = (const int32_t *)tensor_data(tensor_src(dst, p->position));
     const int channels = (int)tensor_ne(chunk ? chunk : history, 0), outputs = (int)tensor_ne(dst, 0);
@@ -112,14 +96,14 @@ VP_INLINE void filter(void *dst, int ith, int nth, const struct vp_conv1d *p, co
     const int panel0 = by_panel ? panels * ith / nth : 0, panel1 = by_panel ? panels * (ith + 1) / nth : panels;
     if (panel0 >= panel1) return;
 
-    int64_t room = SCRATCH_FLOATS / (int64_t)(step * points) / d; /* groups transformed at once */
+    int64_t room = SCRATCH_FLOATS / (int64_t)(step * POINTS) / d; /* groups transformed at once */
     if (room < (2 * VP_ROWS + d - 1) / d) room = (2 * VP_ROWS + d - 1) / d;
     if (room > most_groups * n_batch) room = most_groups * n_batch;
-    const int64_t most = room * d, x_rows = room * 2 * d + (taps - 1) * d;
+    const int64_t most = room * d, x_rows = room * 2 * d + (TAPS - 1) * d;
     const size_t pair_floats = sizeof(struct pair) / sizeof(float);
-    float *x = scratch_get(step * x_rows + (step + VP_PANEL + 1) * points * most + step * points + VP_PANEL + most * pair_floats);
-    float *v = x + step * x_rows, *m = v + step * points * most, *scales = m + VP_PANEL * points * most;
-    float *values = scales + points * most, *zero = values + step * points;
+    float *x = scratch_get(step * x_rows + (step + VP_PANEL + 1) * POINTS * most + step * POINTS + VP_PANEL + most * pair_floats);
+    float *v = x + step * x_rows, *m = v + step * POINTS * most, *scales = m + VP_PANEL * POINTS * most;
+    float *values = scales + POINTS * most, *zero = values + step * POINTS;
     struct pair *pairs = (struct pair *)(zero + VP_PANEL);
     memset(zero, 0, VP_PANEL * sizeof(float));
 
@@ -132,24 +116,24 @@ VP_INLINE void filter(void *dst, int ith, int nth, const struct vp_conv1d *p, co
             const int64_t phase = (start % (2 * d) + 2 * d) % (2 * d), groups = (n_rows + phase + 2 * d - 1) / (2 * d);
             const int64_t group0 = by_panel ? 0 : groups * ith / nth, group1 = by_panel ? groups : groups * (ith + 1) / nth;
             const int64_t g = next < 0 ? group0 : next, n = group1 - g < room - used ? group1 - g : room - used;
-            const int64_t base = g * 2 * d - phase, kept = next < 0 ? 0 : (taps - 1) * d; /* rows packed before */
+            const int64_t base = g * 2 * d - phase, kept = next < 0 ? 0 : (TAPS - 1) * d; /* rows packed before */
             const struct window in = make_window(history, chunk, p->zeros, b);
             if (kept) memmove(x, x + step * packed * 2 * d, kept * step * sizeof(float));
             if (n > 0)
-                pack_rows(x + kept * step, step, &in, base + kept, n * 2 * d + (taps - 1) * d - kept, channels, alpha, inverse);
+                pack_rows(x + kept * step, step, &in, base + kept, n * 2 * d + (TAPS - 1) * d - kept, channels, alpha, inverse);
             for (int64_t i = 0; i < n * d; i++) {
                 const int64_t t = base + i / d * 2 * d + i % d;
                 const int has_y0 = t >= 0 && t < n_rows, has_y1 = t + d >= 0 && t + d < n_rows;
                 if (!has_y0 && !has_y1) continue;
                 const float *inputs = x + (t - base) * step;
                 if (integers) {
-                    (taps == 7 ? transform7 : transform3)(values, step, inputs, step * d, channels);
-                    for (int point = 0; point < points; point++) {
+                    transform(values, step, inputs, step * d, channels);
+                    for (int point = 0; point < POINTS; point++) {
                         const int64_t row = point * most + count;
                         scales[row] = quantise_row((int16_t *)v + row * step, values + point * step, channels);
                     }
                 } else {
-                    (taps == 7 ? transform7 : transform3)(v + count * step, step * most, inputs, step * d, channels);
+                    transform(v + count * step, step * most, inputs, step * d, channels);
                 }
                 pairs[count++] = (struct pair){.first = t, .batch = b};
             }
@@ -157,8 +141,8 @@ VP_INLINE void filter(void *dst, int ith, int nth, const struct vp_conv1d *p, co
             if (next >= group1) b++, next = -1;
         }
         for (int panel = panel0; panel < panel1; panel++) {
-            for (int point = 0; point < points; point++) {
-                const size_t part = (size_t)panel * points + point;
+            for (int point = 0; point < POINTS; point++) {
+                const size_t part = (size_t)panel * POINTS + point;
                 const char *w = weight + part * point_weights * p->weight_bytes;
                 for (int c0 = 0; c0 < channels; c0 += p->block) {
                     const int block = channels - c0 < p->block ? channels - c0 : p->block;
@@ -188,17 +172,8 @@ VP_INLINE void filter(void *dst, int ith, int nth, const struct vp_conv1d *p, co
                     o.y = tensor_data(dst) + entry * tensor_nb(dst, 2);
                     o.skip = make_window(tensor_src(dst, p->skip_history), tensor_src(dst, p->skip_chunk), p->skip_zeros, entry);
                 }
-                combine(&o, m + i * VP_PANEL, VP_PANEL * most, pairs[i].first, d, taps);
+                combine(&o, m + i * VP_PANEL, VP_PANEL * most, pairs[i].first, d);
             }
         }
     }
-}
-
-/* A ggml custom operation: dst [out_channels, rows, batch]; userdata is a struct vp_conv1d of 7 or 3 taps. */
-VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
-    const struct vp_conv1d *p = userdata;
-    if (p->taps == 7)
-        filter(dst, ith, nth, p, 7);
-    else
-        filter(dst, ith, nth, p, 3);
 }
