@@ -28,7 +28,7 @@ Net = Any  # WindowNativeOps or WindowPortableOps, which have no common class be
 
 @dataclass(eq=False)
 class RingState(State):
-    """``ring``: keys and values of each layer's last positions [layers, capacity, 2 * channels]; see window.c."""
+    """``ring``: keys and values of each layer's last positions [layers, heads, 2, capacity * head_dim]; see window.c."""
 
     ring: np.ndarray | None = None
 
@@ -52,7 +52,7 @@ class WindowPass(Pass):
         ring = None
         if isinstance(self._lowering, WindowNative):
             s = self.sizes
-            ring = np.zeros((s.layers, s.capacity, 2 * s.heads * s.head_dim), np.float32)
+            ring = np.zeros((s.layers, s.heads, 2, s.capacity * s.head_dim), np.float32)
         state = RingState(super().new_state().memory, ring=ring)
         self._states.add(state)
         return state

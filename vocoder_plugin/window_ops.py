@@ -23,6 +23,8 @@ from .kernels.window import WindowKernels, WindowParams
 from .ops import F32, NativeOps, PortableOps, _pointers
 from .plan import MIDDLE, ArraysSpec, Ops, Phase, Plan, Signal, Tensor
 
+VECTOR = 16  # floats in the widest vector of any variant of the kernels
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -37,8 +39,8 @@ class Attention:
 
     @property
     def capacity(self) -> int:
-        """Positions of a ring: a whole chunk, and what its first position still sees."""
-        return self.window - 1 + self.chunk
+        """Positions of a ring: a whole chunk, what its first position still sees, and more for whole vectors."""
+        return -(-(self.window - 1 + self.chunk) // VECTOR) * VECTOR
 
     def turns(self, first: int, positions: int) -> np.ndarray:
         """Cosines and sines of rotary embedding, float32 [positions, head_dim], from position ``first``.
@@ -189,8 +191,7 @@ class WindowNativeOps(WindowOps, NativeOps):
         y = replace(qkv, channels=qkv.channels // 3)
         params = WindowParams(heads=sizes.heads, window=sizes.window, capacity=sizes.capacity, layer=layer)
         ne = (y.channels, y.length, self.batch)
-        queries = self._custom(self.rings.store, params, ne, qkv.tensor, self.turns, self.control)
-        return replace(y, tensor=self._custom(self.rings.attention, params, ne, queries, self.control))
+        return replace(y, tensor=self._custom(self.rings.attention, params, ne, qkv.tensor, self.turns, self.control))
 
     def _emit_upsample(self, x: Signal, spec: ArraysSpec, stride: int) -> Signal:
         y = _upsampled(self, x, spec, stride, 1)

@@ -1,15 +1,18 @@
 /* Causal attention of several heads over a sliding window, with keys and values in a ring per stream.
  *
- * A stream's ring holds, for every layer, the rotated keys and the values of its last `capacity` positions:
- * [layer][capacity][2 * channels]. It belongs to the stream and is written in place, so a step copies nothing;
- * its address comes with the step's inputs. Every output is the same sequence of operations, from the window's
- * oldest position to its newest, however the stream is cut into chunks: results are bit-identical.
+ * A stream's ring holds, for every layer and head, the rotated keys and the values of its last `capacity`
+ * positions, position p in slot p % capacity: keys [capacity / VP_LANES][size][VP_LANES], so that a vector of
+ * scores needs no sum over lanes, then values [capacity][size]. It belongs to the stream and is written in place,
+ * so a step copies nothing; its address comes with the step's inputs.
+ *
+ * Sums go over slots in their order, and slots that a position does not see add zeros or nothing. What a position
+ * gets thus depends on its number alone, and results are bit-identical however the stream is cut into chunks.
  */
 #include <stdlib.h>
 
 #include "mathvec.h"
 
-/* Mirrored by kernels/window.py. */
+/* Mirrored by kernels/window.py. `capacity` is a whole number of vectors. */
 struct vp_window_attention {
     int32_t heads, window, capacity, layer;
 };
@@ -21,12 +24,26 @@ struct stream {
     int32_t past;       /* positions before the chunk that can be seen, at most window - 1 */
 };
 
-VP_INLINE float *ring_of(const struct stream *s, const struct vp_window_attention *p, int channels) {
+struct head {
+    float *keys, *values;
+    int size, capacity;
+};
+
+struct run { /* of slots, or of blocks of VP_LANES slots */
+    int first, end;
+};
+
+#define QUERIES 2 /* positions that look at once: keys and values are loaded once for them */
+#define BLOCKS 4  /* of keys, scored at once */
+#define BAND 4    /* vectors of values, summed at once */
+
+VP_INLINE struct head head_of(const struct stream *s, const struct vp_window_attention *p, int h, int size) {
     float *ring = (float *)(uintptr_t)((uint64_t)s->high << 32 | s->low);
-    return ring + (size_t)p->layer * p->capacity * 2 * channels;
+    ring += ((size_t)p->layer * p->heads + h) * 2 * p->capacity * size;
+    return (struct head){ring, ring + (size_t)p->capacity * size, size, p->capacity};
 }
 
-/* y = x rotated by the angles whose cosines and sines are `turn`: [half] and [half] of each head's halves. */
+/* y = x rotated by the angles whose cosines and sines are `turn`: [half] and [half]. */
 static void rotate(float *y, const float *x, const float *turn, int half) {
     for (int i = 0; i < half; i += VP_LANES) {
         const int n = half - i;
@@ -37,93 +54,142 @@ static void rotate(float *y, const float *x, const float *turn, int half) {
     }
 }
 
-/* Sources: q, k, v of each position [3 C, T, B]; turns [D, T, B]; control [4, B]. Keeps rotated keys and the values
- * in the ring; dst [C, T, B]: rotated queries. */
-VP_API void vp_window_store(void *dst, int ith, int nth, void *userdata) {
+static void keep(const struct head *head, int slot, const float *key, const float *value) {
+    float *block = head->keys + (size_t)(slot / VP_LANES) * head->size * VP_LANES + slot % VP_LANES;
+    for (int d = 0; d < head->size; d++) block[d * VP_LANES] = key[d];
+    memcpy(head->values + (size_t)slot * head->size, value, head->size * sizeof(float));
+}
+
+/* The slots of the last `seen` positions up to the one in slot `newest`, in order: up to two runs. */
+static int find_runs(struct run *runs, int newest, int seen, int capacity) {
+    const int oldest = newest - seen + 1;
+    runs[0] = (struct run){oldest < 0 ? 0 : oldest, newest + 1};
+    runs[1] = (struct run){oldest + capacity, capacity};
+    return oldest < 0 ? 2 : 1;
+}
+
+VP_INLINE void score_blocks(float *scores, const float *queries, const struct head *head, int block, const int blocks,
+                            const int count) {
+    const float *keys = head->keys + (size_t)block * head->size * VP_LANES;
+    vfloat sum[QUERIES][BLOCKS] = {{{0}}};
+    for (int d = 0; d < head->size; d++)
+        for (int b = 0; b < blocks; b++) {
+            const vfloat key = *(const vfloat *)(keys + ((size_t)b * head->size + d) * VP_LANES);
+            for (int i = 0; i < count; i++) sum[i][b] = multiply_add(splat(queries[i * head->size + d]), key, sum[i][b]);
+        }
+    for (int i = 0; i < count; i++)
+        for (int b = 0; b < blocks; b++)
+            *(vfloat *)(scores + (size_t)i * head->capacity + (block + b) * VP_LANES) = sum[i][b];
+}
+
+VP_INLINE float greatest_lane(vfloat v) {
+    float high = v[0];
+    for (int i = 1; i < VP_LANES; i++) high = v[i] > high ? v[i] : high;
+    return high;
+}
+
+/* In place, over the blocks given; slots beyond the last `seen` up to `newest` get 0. Returns 1 / the sum. */
+static float exponentiate(float *scores, const struct run *blocks, int n_blocks, int newest, int seen, int capacity) {
+    vint lane;
+    for (int i = 0; i < VP_LANES; i++) lane[i] = i;
+    vfloat high = splat(-INFINITY), all = {0};
+    for (int r = 0; r < n_blocks; r++)
+        for (int b = blocks[r].first; b < blocks[r].end; b++) {
+            vfloat *score = (vfloat *)(scores + b * VP_LANES);
+            vint age = newest - b * VP_LANES - lane;
+            age += (age < 0) & capacity;
+            *score = choose(age < seen, *score, splat(-INFINITY));
+            high = most(high, *score);
+        }
+    const float top = greatest_lane(high);
+    for (int r = 0; r < n_blocks; r++)
+        for (int b = blocks[r].first; b < blocks[r].end; b++) {
+            vfloat *score = (vfloat *)(scores + b * VP_LANES);
+            *score = exp_lanes(*score - top);
+            all += *score;
+        }
+    return 1.0f / sum_lanes(all);
+}
+
+VP_INLINE void add_values(float *y, size_t step, const float *weights, const float *share, const struct head *head,
+                          const struct run *runs, int n_runs, int d, const int vectors, const int count) {
+    const int n = head->size - d;
+    vfloat sum[QUERIES][BAND] = {{{0}}};
+    for (int r = 0; r < n_runs; r++)
+        for (int j = runs[r].first; j < runs[r].end; j++)
+            for (int v = 0; v < vectors; v++) {
+                const float *at = head->values + (size_t)j * head->size + d + v * VP_LANES;
+                const vfloat value = vectors > 1 ? *(const vfloat *)at : load_some(at, n);
+                for (int i = 0; i < count; i++)
+                    sum[i][v] = multiply_add(splat(weights[(size_t)i * head->capacity + j]), value, sum[i][v]);
+            }
+    for (int i = 0; i < count; i++)
+        for (int v = 0; v < vectors; v++) store_some(y + i * step + d + v * VP_LANES, sum[i][v] * share[i], n - v * VP_LANES);
+}
+
+/* `count` positions, the first in slot `slot`, which sees `seen`: y [count] rows, `step` apart. */
+VP_INLINE void attend(float *y, size_t step, const float *queries, float *scores, const struct head *head, int slot, int seen,
+                      int window, const int count) {
+    struct run runs[2], blocks[2];
+    const int n = find_runs(runs, (slot + count - 1) % head->capacity, seen + count - 1, head->capacity);
+    for (int r = 0; r < n; r++) {
+        blocks[r] = (struct run){runs[r].first / VP_LANES, (runs[r].end + VP_LANES - 1) / VP_LANES};
+        if (r && blocks[1].first < blocks[0].end) blocks[1].first = blocks[0].end;
+        int b = blocks[r].first;
+        for (; b + BLOCKS <= blocks[r].end; b += BLOCKS) score_blocks(scores, queries, head, b, BLOCKS, count);
+        for (; b < blocks[r].end; b++) score_blocks(scores, queries, head, b, 1, count);
+    }
+    float share[QUERIES];
+    for (int i = 0; i < count; i++) {
+        const int sees = seen + i < window ? seen + i : window;
+        share[i] = exponentiate(scores + (size_t)i * head->capacity, blocks, n, (slot + i) % head->capacity, sees,
+                                head->capacity);
+    }
+    int d = 0;
+    for (; d + BAND * VP_LANES <= head->size; d += BAND * VP_LANES)
+        add_values(y, step, scores, share, head, runs, n, d, BAND, count);
+    for (; d < head->size; d += VP_LANES) add_values(y, step, scores, share, head, runs, n, d, 1, count);
+}
+
+/* Sources: q, k, v of each position [3 C, T, B]; turns [D, T, B]; control [4, B]. dst [C, T, B].
+ * Keeps rotated keys and the values in the ring. A thread takes whole heads: nobody waits for others' keys. */
+VP_API void vp_window_attention(void *dst, int ith, int nth, void *userdata) {
     const struct vp_window_attention *p = userdata;
     const void *qkv = tensor_src(dst, 0), *turns = tensor_src(dst, 1);
     const struct stream *streams = (const struct stream *)tensor_data(tensor_src(dst, 2));
     const int channels = (int)tensor_ne(dst, 0), size = channels / p->heads;
-    const int64_t rows = tensor_ne(dst, 1), total = rows * tensor_ne(dst, 2);
-    for (int64_t i = total * ith / nth; i < total * (ith + 1) / nth; i++) {
-        const int64_t b = i / rows, t = i % rows;
-        const float *x = (const float *)tensor_data(qkv) + i * 3 * channels;
-        const float *turn = (const float *)tensor_data(turns) + i * size;
-        float *ring = ring_of(&streams[b], p, channels) + (size_t)((streams[b].slot + t) % p->capacity) * 2 * channels;
-        float *y = (float *)tensor_data(dst) + i * channels;
-        for (int h = 0; h < channels; h += size) {
-            rotate(y + h, x + h, turn, size / 2);
-            rotate(ring + h, x + channels + h, turn, size / 2);
-        }
-        memcpy(ring + channels, x + 2 * channels, channels * sizeof(float));
-    }
-}
-
-VP_INLINE float add_lanes(vfloat v) { /* in pairs: fewer steps than one by one */
-    for (int half = VP_LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) v[i] += v[i + half];
-    return v[0];
-}
-
-#define BAND 4 /* vectors of one head's values that are summed at once */
-
-/* Sources: rotated queries [C, T, B]; control [4, B]. dst [C, T, B]. */
-VP_API void vp_window_attention(void *dst, int ith, int nth, void *userdata) {
-    const struct vp_window_attention *p = userdata;
-    const void *queries = tensor_src(dst, 0);
-    const struct stream *streams = (const struct stream *)tensor_data(tensor_src(dst, 1));
-    const int channels = (int)tensor_ne(dst, 0), size = channels / p->heads;
-    const int64_t rows = tensor_ne(dst, 1), total = rows * tensor_ne(dst, 2) * p->heads;
+    const int rows = (int)tensor_ne(dst, 1);
+    const int64_t total = tensor_ne(dst, 2) * p->heads;
     const float scale = 1.0f / sqrtf((float)size);
-    const int padded = (p->window + VP_LANES - 1) / VP_LANES * VP_LANES;
-    float *score = malloc(padded * sizeof(float));
-    const float **key = malloc(p->window * sizeof(float *));
-    if (!score || !key) abort();
-    for (int64_t i = total * ith / nth; i < total * (ith + 1) / nth; i++) {
-        const int64_t row = i / p->heads, b = row / rows, t = row % rows;
-        const int h = (int)(i % p->heads) * size;
-        const float *x = (const float *)tensor_data(queries) + row * channels + h;
-        const float *ring = ring_of(&streams[b], p, channels) + h;
-        const int64_t seen = streams[b].past + t + 1;
-        const int n = seen < p->window ? (int)seen : p->window;
-        int64_t slot = (streams[b].slot + t - (n - 1)) % p->capacity;
-        if (slot < 0) slot += p->capacity;
-        float high = -INFINITY;
-        for (int j = 0; j < n; j++) {
-            key[j] = ring + (size_t)slot * 2 * channels;
-            if (++slot == p->capacity) slot = 0;
-            vfloat sum[2] = {{0}, {0}};
-            for (int d = 0; d < size; d += VP_LANES)
-                sum[d / VP_LANES % 2] = multiply_add(load_some(x + d, size - d), load_some(key[j] + d, size - d),
-                                                     sum[d / VP_LANES % 2]);
-            score[j] = add_lanes(sum[0] + sum[1]) * scale;
-            high = score[j] > high ? score[j] : high;
+    float *scores = malloc(QUERIES * ((size_t)p->capacity + size) * sizeof(float));
+    if (!scores) abort();
+    float *rotated = scores + (size_t)QUERIES * p->capacity;
+    for (int64_t item = total * ith / nth; item < total * (ith + 1) / nth; item++) {
+        const int64_t b = item / p->heads;
+        const int h = (int)(item % p->heads);
+        const struct stream *stream = &streams[b];
+        const struct head head = head_of(stream, p, h, size);
+        const float *x = (const float *)tensor_data(qkv) + b * rows * 3 * channels + h * size;
+        const float *turn = (const float *)tensor_data(turns) + b * rows * size;
+        float *y = (float *)tensor_data(dst) + b * rows * channels + h * size;
+        for (int t = 0; t < rows; t++) {
+            const float *row = x + (size_t)t * 3 * channels;
+            rotate(rotated, row + channels, turn + t * size, size / 2);
+            keep(&head, (stream->slot + t) % p->capacity, rotated, row + 2 * channels);
         }
-        for (int j = n; j < padded && j % VP_LANES; j++) score[j] = -INFINITY;
-        vfloat all = {0};
-        for (int j = 0; j < n; j += VP_LANES) {
-            const vfloat e = exp_lanes(*(const vfloat *)(score + j) - high);
-            *(vfloat *)(score + j) = e;
-            all += e;
-        }
-        const float share = 1.0f / add_lanes(all);
-        float *y = (float *)tensor_data(dst) + row * channels + h;
-        int d = 0;
-        for (; d + BAND * VP_LANES <= size; d += BAND * VP_LANES) {
-            vfloat acc[BAND] = {{0}};
-            for (int j = 0; j < n; j++) {
-                const float *value = key[j] + channels + d;
-                const vfloat s = splat(score[j]);
-                for (int v = 0; v < BAND; v++) acc[v] = multiply_add(s, *(const vfloat *)(value + v * VP_LANES), acc[v]);
+        for (int t = 0; t < rows; t += QUERIES) {
+            const int count = rows - t < QUERIES ? rows - t : QUERIES, slot = (stream->slot + t) % p->capacity;
+            const int seen = stream->past + t + 1 < p->window ? stream->past + t + 1 : p->window;
+            for (int i = 0; i < count; i++) {
+                float *query = rotated + i * size;
+                rotate(query, x + (size_t)(t + i) * 3 * channels, turn + (t + i) * size, size / 2);
+                for (int d = 0; d < size; d++) query[d] *= scale;
             }
-            for (int v = 0; v < BAND; v++) *(vfloat *)(y + d + v * VP_LANES) = acc[v] * share;
-        }
-        for (; d < size; d += VP_LANES) {
-            vfloat acc = {0};
-            for (int j = 0; j < n; j++) acc = multiply_add(splat(score[j]), load_some(key[j] + channels + d, size - d), acc);
-            store_some(y + d, acc * share, size - d);
+            if (count == QUERIES)
+                attend(y + (size_t)t * channels, channels, rotated, scores, &head, slot, seen, p->window, QUERIES);
+            else
+                attend(y + (size_t)t * channels, channels, rotated, scores, &head, slot, seen, p->window, 1);
         }
     }
-    free(key);
-    free(score);
+    free(scores);
 }

@@ -19,5 +19,4 @@ class WindowKernels:
 
     def __init__(self, lib: Library, kernels: Kernels) -> None:
         custom = lib.bindings["ggml_custom_op_t"]
-        self.store = ctypes.cast(kernels._handle.vp_window_store, custom)
         self.attention = ctypes.cast(kernels._handle.vp_window_attention, custom)
