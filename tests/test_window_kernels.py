@@ -23,8 +23,7 @@ class Streams:
         self.sizes, self.layer = sizes, layer
         self.lowering = WindowNative(LIB, LIB.device(), kernels.load(LIB, variant))
         self.session = Session(LIB, LIB.device(), n_threads=threads)
-        ring = (sizes.layers, sizes.heads, 2, sizes.capacity * sizes.head_dim)
-        self.rings = [np.full(ring, np.nan, np.float32) for _ in range(count)]  # nothing unwritten may be seen
+        self.rings = [np.full(sizes.ring_floats, np.nan, np.float32) for _ in range(count)]  # what is not written
         self.position = 0
 
     def push(self, qkv: np.ndarray) -> np.ndarray:
@@ -86,7 +85,7 @@ def test_any_cut_gives_the_same_bits(variant, heads, half, window, chunk, layer,
             parts.append(streams.push(np.ascontiguousarray(qkv[:, first : first + n])))
             first += n
         outputs.append(np.concatenate(parts, axis=1))
-        assert all(np.isnan(ring[1 - layer]).all() for ring in streams.rings)  # the other layer's part is untouched
+        assert all(np.isnan(np.split(ring, 2)[1 - layer]).all() for ring in streams.rings)  # the other layer's part is untouched
         streams.session.close()
     np.testing.assert_array_equal(*outputs)
     expected = np.stack([reference(x, sizes) for x in qkv])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,19 +25,11 @@ CHUNK_FRAMES = 8  # of long input: weights are read rarely enough, and activatio
 Net = Any  # WindowNativeOps or WindowPortableOps, which have no common class beyond their methods
 
 
-@dataclass(eq=False)
-class RingState(State):
-    """``ring``: keys and values of each layer's last positions [layers, heads, 2, capacity * head_dim]; see window.c."""
-
-    ring: np.ndarray | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return super().nbytes + (self.ring.nbytes if self.ring is not None else 0)
-
-
 class WindowPass(Pass):
-    """A pass with causal transformers. ``shared`` is another with the same weights and state."""
+    """A pass with causal transformers. ``shared`` is another with the same weights and state.
+
+    Natively a stream keeps ``ring``: keys and values of each layer's last positions; see window.c.
+    """
 
     def __init__(self, *args: Any, sizes: Attention, shared: WindowPass | None = None) -> None:
         self.sizes = sizes
@@ -48,14 +39,9 @@ class WindowPass(Pass):
         self.name, self.session, self._lowering, self.plan, _, self._build = args
         self.weights, self._slots, self._states = shared.weights, shared._slots, shared._states
 
-    def new_state(self) -> RingState:
-        ring = None
-        if isinstance(self._lowering, WindowNative):
-            s = self.sizes
-            ring = np.zeros((s.layers, s.heads, 2, s.capacity * s.head_dim), np.float32)
-        state = RingState(super().new_state().memory, ring=ring)
-        self._states.add(state)
-        return state
+    def _kept(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        rings = isinstance(self._lowering, WindowNative)
+        return {"ring": ("F32", (self.sizes.ring_floats,))} if rings else {}
 
     def _context(self, states: Sequence[State], phase: Phase, frames: int) -> list[np.ndarray]:
         s, n = self.sizes, frames * mimi.STEPS
@@ -63,7 +49,7 @@ class WindowPass(Pass):
         turns = np.stack([s.turns(position, n) for position in positions])  # [B, n, D]
         past = [min(position, s.window - 1) for position in positions]
         if isinstance(self._lowering, WindowNative):
-            addresses = [state.ring.ctypes.data for state in states]  # type: ignore[attr-defined]
+            addresses = [state.memory.tensors["ring"].contents.data for state in states]
             rows = [
                 (address & 0xFFFFFFFF, address >> 32, position % s.capacity, before)
                 for address, position, before in zip(addresses, positions, past, strict=True)

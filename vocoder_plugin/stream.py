@@ -66,10 +66,14 @@ class Pass:
 
     def new_state(self) -> State:
         """The state of a stream that has not begun."""
-        floats = max(1, self.plan.state_floats)
-        state = State(TensorBuffer(self.session.lib, self.session.device, {"state": ("F32", (floats,))}))
+        shapes = {**self._kept(), "state": ("F32", (max(1, self.plan.state_floats),))}
+        state = State(TensorBuffer(self.session.lib, self.session.device, shapes))
         self._states.add(state)
         return state
+
+    def _kept(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Tensors that a stream keeps where they are, beside the state that goes to and from the slots."""
+        return {}
 
     @property
     def state_bytes(self) -> int:

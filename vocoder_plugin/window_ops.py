@@ -42,6 +42,11 @@ class Attention:
         """Positions of a ring: a whole chunk, what its first position still sees, and more for whole vectors."""
         return -(-(self.window - 1 + self.chunk) // VECTOR) * VECTOR
 
+    @property
+    def ring_floats(self) -> int:
+        """Keys and values of all layers and heads in one stream's ring."""
+        return self.layers * self.heads * 2 * self.capacity * self.head_dim
+
     def turns(self, first: int, positions: int) -> np.ndarray:
         """Cosines and sines of rotary embedding, float32 [positions, head_dim], from position ``first``.
 
