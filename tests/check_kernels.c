@@ -13,8 +13,8 @@
 void vp_conv1d(void *dst, int ith, int nth, void *userdata);
 void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata);
 void vp_conv1d_single(void *dst, int ith, int nth, void *userdata);
-void vp_pack(float *, const float *, const int64_t *, const int64_t *, int32_t, int32_t);
-void vp_pack_integers(void *, float *, const float *, const int64_t *, const int64_t *, int32_t, int32_t);
+void vp_pack(float *, const float *, const int64_t *, const int64_t *, int32_t, int32_t, int32_t);
+void vp_pack_integers(void *, float *, const float *, const int64_t *, const int64_t *, int32_t, int32_t, int32_t);
 void vp_set_layout(const struct vp_layout *);
 void vp_sine_magnitude(float *, const float *, int64_t);
 
@@ -69,11 +69,11 @@ static double check(int in, int out, int kernel, int dilation, int rows, int how
             for (int c = 0; c < (in + VP_LANES - 1) / VP_LANES * VP_LANES; c++)
                 ((float *)packed.data)[tap * ((in + VP_LANES - 1) / VP_LANES * VP_LANES) + c] = c < in ? weight[c * taps + tap] : 0;
     else if (integers)
-        vp_pack_integers(packed.data, scale.data, weight, shape, strides, block, bytes);
+        vp_pack_integers(packed.data, scale.data, weight, shape, strides, VP_PANEL, block, bytes);
     else
-        vp_pack(packed.data, weight, shape, strides, block, together);
+        vp_pack(packed.data, weight, shape, strides, VP_PANEL, block, together);
     struct vp_conv1d params = {
-        .taps = kernel, .dilation = dilation, .stride = 1, .block = block, .together = together, .weight_bytes = bytes,
+        .taps = kernel, .dilation = dilation, .stride = 1, .vectors = VP_VECS, .block = block, .together = together, .weight_bytes = bytes,
         .zeros = (kernel / 2) * dilation, .rate = 1, .weight = 0, .scale = integers ? 1 : -1, .bias = 2, .chunk = 3, .history = -1,
         .alpha = 4, .inverse = 5, .skip_chunk = -1, .skip_history = -1, .position = 6,
     };

@@ -303,4 +303,4 @@ def test_session_refuses_a_failing_device(monkeypatch):
 def test_layout_offsets_come_from_the_bindings():
     tensor = LIB.bindings["ggml_tensor"]
     assert tensor.data.offset > tensor.src.offset > tensor.nb.offset > tensor.ne.offset
-    assert ctypes.sizeof(kernels.Conv1dParams) == 22 * 4
+    assert ctypes.sizeof(kernels.Conv1dParams) == 23 * 4

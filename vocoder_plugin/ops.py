@@ -148,6 +148,7 @@ class NativeOps(GraphOps):
             taps=spec.taps,
             dilation=dilation,
             stride=stride,
+            vectors=packing.vectors,
             block=packing.block,
             together=packing.together,
             weight_bytes=packing.weight_bytes,

@@ -81,6 +81,21 @@ class Packing:
         return self.kernels.block(together=self.together, channels=self.spec.in_channels, integers=self.integers)
 
     @property
+    def vectors(self) -> int:
+        """Vectors of a panel of outputs."""
+        return self.kernels.vectors(self.outputs)
+
+    def packed_scales(self, outputs: int) -> int:
+        """Scales of so many outputs as packed integers, of which every panel is full."""
+        panel = self.vectors * self.kernels.lanes
+        return -(-outputs // panel) * panel * self.taps
+
+    def packed_weights(self, outputs: int) -> int:
+        """Values of so many outputs' packed weights; integers come in pairs."""
+        channels = self.spec.in_channels
+        return self.packed_scales(outputs) * (-(-channels // 2) * 2 if self.integers else channels)
+
+    @property
     def kernel(self) -> Any:
         """The C function that runs it."""
         if self.single:
@@ -93,13 +108,10 @@ class Packing:
         if self.single:
             padded = -(-self.spec.in_channels // self.kernels.lanes) * self.kernels.lanes
             return {name + ".weight": ("F32", (padded, self.taps)), name + ".bias": ("F32", (1,))}
-        count = self.kernels.packed_weights(
-            outputs=self.outputs, channels=self.spec.in_channels, taps=self.taps, integers=self.integers
-        )
+        count = self.packed_weights(self.outputs)
         shapes: Shapes = {name + ".weight": (WEIGHT_TYPES[self.weight_bytes], (count,))}
         if self.integers:
-            scales = self.kernels.packed_scales(outputs=self.outputs, taps=self.taps)
-            shapes[name + ".scale"] = ("F32", (scales,))
+            shapes[name + ".scale"] = ("F32", (self.packed_scales(self.outputs),))
         shapes[name + ".bias"] = ("F32", (self.outputs,))
         return shapes
 
@@ -113,17 +125,16 @@ class Packing:
             return
         target = buffer.tensors[name + ".weight"].contents.data
         scale = buffer.tensors[name + ".scale"].contents.data if self.integers else 0
-        step = PANELS * self.kernels.panel if self.winograd else self.outputs
+        step = PANELS * self.vectors * self.kernels.lanes if self.winograd else self.outputs
+        order = dict(vectors=self.vectors, block=self.block)
         for first in range(0, self.outputs, step):  # few at a time: points take room
             part = points_of(weight[first : first + step]) if self.winograd else phases_first(weight, self.spec)
-            size = dict(outputs=first, taps=self.taps)
-            count = self.kernels.packed_weights(**size, channels=self.spec.in_channels, integers=self.integers)
-            at = target + count * self.weight_bytes
+            at = target + self.packed_weights(first) * self.weight_bytes
             if self.integers:
-                scales = scale + self.kernels.packed_scales(**size) * 4
-                self.kernels.pack_integers(at, scales, part, block=self.block, weight_bytes=self.weight_bytes)
+                scales = scale + self.packed_scales(first) * 4
+                self.kernels.pack_integers(at, scales, part, **order, weight_bytes=self.weight_bytes)
             else:
-                self.kernels.pack(at, part, block=self.block, together=self.together)
+                self.kernels.pack(at, part, **order, together=self.together)
         buffer.upload(name + ".bias", np.tile(bias, self.spec.stride if self.spec.transposed else 1))
 
 

@@ -24,6 +24,7 @@ VARIANTS = ("avx512vnni", "avx512", "avx2", "baseline")  # best first
 SOURCES = ("weight", "scale", "bias", "chunk", "history", "alpha", "inverse", "skip_chunk", "skip_history", "position")
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # and infinity: where winograd.c evaluates kernels of 7
 BLOCK_TERMS = 384  # products summed before they join the total: short sums round less, and stay in L1
+NARROW_COST = 1.06  # of an output in panels of 2 vectors, against 3
 INTEGER_BLOCK_TERMS = 192  # of integers: the more, the coarser they must be for sums to fit 32 bits
 
 
@@ -42,6 +43,7 @@ class Conv1dParams(ctypes.Structure):
             "taps",
             "dilation",
             "stride",
+            "vectors",
             "block",
             "together",
             "weight_bytes",
@@ -66,7 +68,7 @@ class Kernels:
         tensor = lib.bindings["ggml_tensor"]
         offsets = [getattr(tensor, field).offset for field in ("data", "ne", "nb", "src")]
         self._handle.vp_set_layout(Four(*offsets))
-        self.panel, self.lanes = int(self._handle.vp_panel()), int(self._handle.vp_lanes())
+        self.lanes, self.most_vectors = int(self._handle.vp_lanes()), int(self._handle.vp_vectors())
         self.conv1d = ctypes.cast(self._handle.vp_conv1d, lib.bindings["ggml_custom_op_t"])
         self.conv1d_single = ctypes.cast(self._handle.vp_conv1d_single, lib.bindings["ggml_custom_op_t"])
         self.conv1d_winograd = ctypes.cast(self._handle.vp_conv1d_winograd, lib.bindings["ggml_custom_op_t"])
@@ -77,25 +79,25 @@ class Kernels:
         block = -(-channels // -(-channels // most))
         return -(-block // 8) * 8 if integers else block
 
-    def packed_weights(self, *, outputs: int, channels: int, taps: int, integers: bool) -> int:
-        """Values that packed weights hold."""
-        return self.packed_scales(outputs=outputs, taps=taps) * (-(-channels // 2) * 2 if integers else channels)
+    def vectors(self, outputs: int) -> int:
+        """Vectors of a panel: as many as the registers hold, unless that leaves much of the last panel empty."""
+        wide, narrow = (-(-outputs // (self.lanes * n)) * n for n in (self.most_vectors, 2))
+        return 2 if narrow * NARROW_COST < wide else self.most_vectors
 
-    def packed_scales(self, *, outputs: int, taps: int) -> int:
-        """Scales of packed integers."""
-        return -(-outputs // self.panel) * self.panel * taps
-
-    def pack(self, target: int, weight: np.ndarray, *, block: int, together: int) -> None:
+    def pack(self, target: int, weight: np.ndarray, *, vectors: int, block: int, together: int) -> None:
         """Pack [phases, out, in, taps] float32 weights to the address ``target``; any strides.
 
         Output o of phase p becomes output p * out + o. See pack.c for the layout.
         """
-        arguments = _shape_and_strides(weight)
-        self._handle.vp_pack(ctypes.c_void_p(target), *arguments, ctypes.c_int32(block), ctypes.c_int32(together))
+        sizes = map(ctypes.c_int32, (vectors * self.lanes, block, together))
+        self._handle.vp_pack(ctypes.c_void_p(target), *_shape_and_strides(weight), *sizes)
 
-    def pack_integers(self, target: int, scale: int, weight: np.ndarray, *, block: int, weight_bytes: int) -> None:
+    def pack_integers(
+        self, target: int, scale: int, weight: np.ndarray, *, vectors: int, block: int, weight_bytes: int
+    ) -> None:
         """The same as integers of 2 or 1 bytes, with their scales to the address ``scale``; see int16.c."""
-        arguments = [*_shape_and_strides(weight), ctypes.c_int32(block), ctypes.c_int32(weight_bytes)]
+        sizes = map(ctypes.c_int32, (vectors * self.lanes, block, weight_bytes))
+        arguments = [*_shape_and_strides(weight), *sizes]
         self._handle.vp_pack_integers(ctypes.c_void_p(target), ctypes.c_void_p(scale), *arguments)
 
     def sine_magnitude(self, out: np.ndarray, x: np.ndarray) -> None:

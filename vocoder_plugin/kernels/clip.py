@@ -38,7 +38,7 @@ class ClipKernels:
 
     def __init__(self, lib: Library, kernels: Kernels) -> None:
         self._handle = kernels._handle
-        self.panel = kernels.panel
+        self.panel = kernels.lanes * kernels.most_vectors
         self.lanes = kernels.lanes
         for name in ("layer_norm", "group_norm", "gelu", "pad", "polar", "pack_attention", "attention", "lstm"):
             setattr(self, name, ctypes.cast(getattr(self._handle, f"vp_{name}"), lib.bindings["ggml_custom_op_t"]))

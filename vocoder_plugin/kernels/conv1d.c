@@ -17,7 +17,7 @@
 
 struct vp_layout vp_layout;
 
-VP_API int32_t vp_panel(void) { return VP_PANEL; }
+VP_API int32_t vp_vectors(void) { return VP_VECS; }
 VP_API int32_t vp_lanes(void) { return VP_LANES; }
 VP_API void vp_set_layout(const struct vp_layout *layout) { vp_layout = *layout; }
 
@@ -44,11 +44,12 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
     const int channels = (int)tensor_ne(chunk ? chunk : history, 0);
     const int outputs = (int)tensor_ne(dst, 0);
     const int64_t n_rows = tensor_ne(dst, 1), n_batch = tensor_ne(dst, 2);
-    const int panels = (outputs + VP_PANEL - 1) / VP_PANEL;
+    const int panel_outputs = p->vectors * VP_LANES, height = tile_height(p->vectors);
+    const int panels = (outputs + panel_outputs - 1) / panel_outputs;
     const int integers = p->weight_bytes < 4;
     const size_t x_bytes = integers ? sizeof(int16_t) : sizeof(float);
     const size_t step = channels == 1 && !integers ? 1 : row_step(channels); /* samples need no padding */
-    const size_t panel_weights = (size_t)p->taps * packed_channels(channels, integers) * VP_PANEL;
+    const size_t panel_weights = (size_t)p->taps * packed_channels(channels, integers) * panel_outputs;
     const char *weight = tensor_data(tensor_src(dst, p->weight));
     const float *scale = source_floats(dst, p->scale), *bias = source_floats(dst, p->bias);
     const float *alpha = p->elu ? &vp_elu : source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
@@ -57,20 +58,20 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
     int64_t row0 = 0, row1 = n_rows;
     int panel0 = 0, panel1 = panels;
     const int wide = panels >= nth && panel_weights * panels > 256 * 1024;
-    if (wide || n_rows < 2 * VP_ROWS * nth) {
+    if (wide || n_rows < 2 * height * nth) {
         panel0 = panels * ith / nth;
         panel1 = panels * (ith + 1) / nth;
     } else {
-        const int64_t tiles = (n_rows + VP_ROWS - 1) / VP_ROWS;
-        row0 = tiles * ith / nth * VP_ROWS;
-        row1 = tiles * (ith + 1) / nth * VP_ROWS;
+        const int64_t tiles = (n_rows + height - 1) / height;
+        row0 = tiles * ith / nth * height;
+        row1 = tiles * (ith + 1) / nth * height;
         if (row1 > n_rows) row1 = n_rows;
     }
     if (row0 >= row1 || panel0 >= panel1) return;
 
     const int span = (p->taps - 1) * p->dilation + 1;
     int64_t room = SCRATCH_FLOATS / (int64_t)step; /* rows of the scratch buffer */
-    if (room < 4 * VP_ROWS * p->stride + span) room = 4 * VP_ROWS * p->stride + span;
+    if (room < 4 * height * p->stride + span) room = 4 * height * p->stride + span;
     char *buffer = (char *)scratch_get((step + 1) * room + step);
     float *scales = (float *)buffer + step * room, *row = scales + room;
 
@@ -83,7 +84,7 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
             int64_t n = (room - used - span) / p->stride + 1;
             if (room - used < span) break;
             if (n < row1 - t) {
-                n -= n % VP_ROWS;
+                n -= n % height;
                 if (n <= 0) break;
             } else {
                 n = row1 - t;
@@ -108,31 +109,31 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
         }
         for (int panel = panel0; panel < panel1; panel++) {
             float start[VP_PANEL] = {0};
-            const int width = outputs - panel * VP_PANEL < VP_PANEL ? outputs - panel * VP_PANEL : VP_PANEL;
-            if (bias) memcpy(start, bias + panel * VP_PANEL, width * sizeof(float));
+            const int width = outputs - panel * panel_outputs < panel_outputs ? outputs - panel * panel_outputs : panel_outputs;
+            if (bias) memcpy(start, bias + panel * panel_outputs, width * sizeof(float));
             const char *w = weight + panel * panel_weights * p->weight_bytes;
             for (int tap = 0; tap < p->taps; tap += p->together) {
                 for (int c0 = 0; c0 < channels; c0 += p->block) {
                     const int block = channels - c0 < p->block ? channels - c0 : p->block;
                     const int last = tap + p->together >= p->taps && c0 + block == channels;
                     struct tile_args a = {
-                        .row_step = step * p->stride, .tap_step = step * p->dilation, .weight = w, .taps = p->together,
+                        .row_step = step * p->stride, .tap_step = step * p->dilation, .weight = w, .vectors = p->vectors, .taps = p->together,
                         .channels = block, .bias = tap + c0 == 0 ? start : NULL, .width = width,
-                        .y_step = tensor_nb(dst, 1) / sizeof(float), .skip_channel = panel * VP_PANEL,
-                        .weight_scale = scale + ((size_t)panel * p->taps + tap) * VP_PANEL, .scale_step = p->stride,
+                        .y_step = tensor_nb(dst, 1) / sizeof(float), .skip_channel = panel * panel_outputs,
+                        .weight_scale = scale + ((size_t)panel * p->taps + tap) * panel_outputs, .scale_step = p->stride,
                     };
                     for (const struct segment *s = segments; s < segments + count; s++) {
                         a.skip = has_skip && last ? &s->skip : NULL;
-                        for (int64_t r = 0; r < s->rows; r += VP_ROWS) {
+                        for (int64_t r = 0; r < s->rows; r += height) {
                             const int64_t in = r * p->stride + tap * p->dilation;
                             a.x = s->x + (in * step + c0) * x_bytes;
                             a.x_scale = s->scale + in;
-                            a.y = (float *)(s->y + (s->first + r) * tensor_nb(dst, 1)) + panel * VP_PANEL;
+                            a.y = (float *)(s->y + (s->first + r) * tensor_nb(dst, 1)) + panel * panel_outputs;
                             a.skip_row = p->skip_first + s->first + r;
-                            tile_rows(&a, s->rows - r < VP_ROWS ? (int)(s->rows - r) : VP_ROWS, p->weight_bytes);
+                            tile_rows(&a, s->rows - r < height ? (int)(s->rows - r) : height, p->weight_bytes);
                         }
                     }
-                    w += (size_t)p->together * packed_channels(block, integers) * VP_PANEL * p->weight_bytes;
+                    w += (size_t)p->together * packed_channels(block, integers) * panel_outputs * p->weight_bytes;
                 }
             }
         }

@@ -6,6 +6,7 @@
 /* Mirrored by kernels/__init__.py. Source indices are -1 where absent. */
 struct vp_conv1d {
     int32_t taps, dilation, stride;
+    int32_t vectors;    /* of a panel of packed weights: VP_VECS or 2 */
     int32_t block;      /* input channels per block of packed weights: summed apart, then added up */
     int32_t together;   /* taps that are summed in one block */
     int32_t weight_bytes; /* 4: floats; 2 or 1: integers, times inputs of 16 bits (int16.c) */

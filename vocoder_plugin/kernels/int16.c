@@ -42,41 +42,41 @@ VP_INLINE vshort load_weights(const char *w, const int bytes) {
     return bytes == 2 ? *(const vshort *)w : __builtin_convertvector(*(const vbyte *)w, vshort);
 }
 
-VP_INLINE void tile(const struct tile_args *a, const int rows, const int bytes) {
-    vint acc[VP_ROWS][VP_VECS];
+VP_INLINE void tile(const struct tile_args *a, const int rows, const int vectors, const int bytes) {
+    vint acc[VP_TALL_ROWS][VP_VECS];
     for (int i = 0; i < rows; i++)
-        for (int k = 0; k < VP_VECS; k++) acc[i][k] = (vint){0};
+        for (int k = 0; k < vectors; k++) acc[i][k] = (vint){0};
 
     const char *w = a->weight;
-    const int16_t *row[(VP_ROWS + 2) / 3];
+    const int16_t *row[(VP_TALL_ROWS + 2) / 3];
     const size_t step = a->row_step;
     for (int i = 0; i < rows; i += 3) row[i / 3] = (const int16_t *)a->x + i * step;
 #pragma GCC unroll 4
-    for (int c = 0; c < a->channels; c += 2, w += 2 * VP_PANEL * bytes) {
+    for (int c = 0; c < a->channels; c += 2, w += 2 * vectors * VP_LANES * bytes) {
         vshort wv[VP_VECS];
-        for (int k = 0; k < VP_VECS; k++) wv[k] = load_weights(w + k * 2 * VP_LANES * bytes, bytes);
+        for (int k = 0; k < vectors; k++) wv[k] = load_weights(w + k * 2 * VP_LANES * bytes, bytes);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             int32_t x;
             memcpy(&x, &row[i / 3][(i % 3) * step + c], sizeof x);
-            for (int k = 0; k < VP_VECS; k++) acc[i][k] = multiply_pairs(acc[i][k], wv[k], x);
+            for (int k = 0; k < vectors; k++) acc[i][k] = multiply_pairs(acc[i][k], wv[k], x);
         }
     }
     for (int i = 0; i < rows; i++) {
         vfloat sum[VP_VECS];
         const float x_scale = a->x_scale[i * a->scale_step];
-        for (int k = 0; k < VP_VECS; k++) {
+        for (int k = 0; k < vectors; k++) {
             const vfloat w_scale = *(const vfloat *)(a->weight_scale + k * VP_LANES);
             sum[k] = __builtin_convertvector(acc[i][k], vfloat) * x_scale * w_scale;
         }
-        finish_row(a, i, sum);
+        finish_row(a, i, sum, vectors);
     }
 }
 
-#define TILE_INT16(a, n) tile(a, n, 2)
-#define TILE_INT8(a, n) tile(a, n, 1)
-void tile_int16(const struct tile_args *a, int rows) { VP_SWITCH_ROWS(TILE_INT16, rows) }
-void tile_int8(const struct tile_args *a, int rows) { VP_SWITCH_ROWS(TILE_INT8, rows) }
+#define TILE_INT16(a, rows, vectors) tile(a, rows, vectors, 2)
+#define TILE_INT8(a, rows, vectors) tile(a, rows, vectors, 1)
+void tile_int16(const struct tile_args *a, int rows) { VP_SWITCH_TILE(TILE_INT16, rows) }
+void tile_int8(const struct tile_args *a, int rows) { VP_SWITCH_TILE(TILE_INT8, rows) }
 
 float quantise_row(int16_t *out, const float *x, int n) {
     vint largest = {0}; /* of magnitudes, whose bits sort as integers */
@@ -103,18 +103,18 @@ float quantise_row(int16_t *out, const float *x, int n) {
 }
 
 /* weight: [phases, out, in, taps] with strides in floats; output o of phase p becomes p * out + o.
- * target: integers of 2 or 1 bytes [panel][tap][block][channel / 2][VP_PANEL][2]; scale: [panel][tap][VP_PANEL]. */
+ * target: integers of 2 or 1 bytes [panel][tap][block][channel / 2][output][2]; scale: [panel][tap][output]. */
 VP_API void vp_pack_integers(void *target, float *scale, const float *weight, const int64_t shape[4],
-                             const int64_t strides[4], int32_t block, int32_t bytes) {
+                             const int64_t strides[4], int32_t panel, int32_t block, int32_t bytes) {
     const double largest = bytes == 2 ? INT16_MAX : INT8_MAX;
     int16_t *wide = target;
     int8_t *narrow = target;
     const int64_t outputs = shape[0] * shape[1], channels = shape[2];
-    for (int64_t first = 0; first < outputs; first += VP_PANEL) {
-        for (int64_t tap = 0; tap < shape[3]; tap++, scale += VP_PANEL) {
+    for (int64_t first = 0; first < outputs; first += panel) {
+        for (int64_t tap = 0; tap < shape[3]; tap++, scale += panel) {
             const float *row[VP_PANEL];
             float factor[VP_PANEL];
-            for (int i = 0; i < VP_PANEL; i++) {
+            for (int i = 0; i < panel; i++) {
                 const int64_t o = first + i;
                 row[i] = o < outputs ? weight + o / shape[1] * strides[0] + o % shape[1] * strides[1] + tap * strides[3] : NULL;
                 double step = 0;
@@ -132,7 +132,7 @@ VP_API void vp_pack_integers(void *target, float *scale, const float *weight, co
             }
             for (int64_t c0 = 0; c0 < channels; c0 += block)
                 for (int64_t c = c0; c < channels && c < c0 + block; c += 2)
-                    for (int i = 0; i < VP_PANEL; i++)
+                    for (int i = 0; i < panel; i++)
                         for (int64_t j = c; j < c + 2; j++) {
                             const long value = row[i] && j < channels ? lrintf(row[i][j * strides[2]] * factor[i]) : 0;
                             if (bytes == 2)

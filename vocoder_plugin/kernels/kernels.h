@@ -4,6 +4,7 @@
  *   VP_LANES  floats in a vector register
  *   VP_ROWS   output rows (time steps) of a register tile
  *   VP_VECS   vectors of output channels of a register tile; VP_ROWS * VP_VECS accumulators
+ * Convolutions have a second tile of 2 vectors where VP_VECS is 3, for outputs that fill 3 badly.
  */
 #ifndef VP_KERNELS_H
 #define VP_KERNELS_H
@@ -23,6 +24,11 @@
 #endif
 
 #define VP_PANEL (VP_LANES * VP_VECS) /* output channels computed together; weights are packed in panels */
+#if VP_VECS == 3
+#define VP_TALL_ROWS 12 /* rows of the tile of 2 vectors */
+#else
+#define VP_TALL_ROWS VP_ROWS
+#endif
 
 #if defined(_WIN32)
 #define VP_API __declspec(dllexport)

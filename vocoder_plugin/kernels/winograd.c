@@ -47,27 +47,27 @@ struct output { /* where the sums of a panel go, in one batch entry */
     size_t y_step;
 };
 
-static void store(const struct output *o, int64_t t, vfloat *sum) {
+VP_INLINE void store(const struct output *o, int64_t t, vfloat *sum, const int vectors) {
     const float *s = window_row(&o->skip, o->skip_first + t);
     if (s) {
         vfloat skip[VP_VECS];
-        load_part(skip, s + o->channel, o->width);
-        for (int k = 0; k < VP_VECS; k++) sum[k] += skip[k];
+        load_part(skip, s + o->channel, o->width, vectors);
+        for (int k = 0; k < vectors; k++) sum[k] += skip[k];
     }
-    store_part((float *)(o->y + t * o->y_step) + o->channel, sum, o->width);
+    store_part((float *)(o->y + t * o->y_step) + o->channel, sum, o->width, vectors);
 }
 
 /* m: the eight sums of a pair, `plane` floats apart. */
-static void combine(const struct output *o, const float *m, size_t plane, int64_t t, int dilation) {
+VP_INLINE void combine(const struct output *o, const float *m, size_t plane, int64_t t, int dilation, const int vectors) {
     vfloat y0[VP_VECS], y1[VP_VECS];
-    for (int k = 0; k < VP_VECS; k++) {
+    for (int k = 0; k < vectors; k++) {
         vfloat s[POINTS], bias = *(const vfloat *)(o->bias + k * VP_LANES);
         for (int p = 0; p < POINTS; p++) s[p] = *(const vfloat *)(m + p * plane + k * VP_LANES);
         y0[k] = (s[0] + (s[1] + s[2])) + ((s[3] + s[4]) + (s[5] + s[6])) + bias;
         y1[k] = ((s[1] - s[2]) + 2.0f * (s[3] - s[4])) + (0.5f * (s[5] - s[6]) + s[7]) + bias;
     }
-    if (t >= 0) store(o, t, y0);
-    if (t + dilation < o->rows) store(o, t + dilation, y1);
+    if (t >= 0) store(o, t, y0, vectors);
+    if (t + dilation < o->rows) store(o, t + dilation, y1, vectors);
 }
 
 struct pair {
@@ -82,22 +82,23 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
     const int32_t *position = (const int32_t *)tensor_data(tensor_src(dst, p->position));
     const int channels = (int)tensor_ne(chunk ? chunk : history, 0), outputs = (int)tensor_ne(dst, 0);
     const int64_t n_rows = tensor_ne(dst, 1), n_batch = tensor_ne(dst, 2);
-    const int panels = (outputs + VP_PANEL - 1) / VP_PANEL, d = p->dilation;
+    const int panel_outputs = p->vectors * VP_LANES, panels = (outputs + panel_outputs - 1) / panel_outputs;
+    const int height = tile_height(p->vectors), d = p->dilation;
     const char *weight = tensor_data(tensor_src(dst, p->weight));
     const float *scale = source_floats(dst, p->scale), *bias = source_floats(dst, p->bias);
     const float *alpha = p->elu ? &vp_elu : source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
     const int integers = p->weight_bytes < 4;
     const size_t step = row_step(channels), x_bytes = integers ? sizeof(int16_t) : sizeof(float);
-    const size_t point_weights = (size_t)packed_channels(channels, integers) * VP_PANEL;
+    const size_t point_weights = (size_t)packed_channels(channels, integers) * panel_outputs;
 
     /* A group is the 2 d outputs of d pairs. Threads share groups, or panels where there are few. */
     const int64_t most_groups = (n_rows + 2 * d - 1) / (2 * d) + 1;
-    const int by_panel = most_groups * d < 4 * VP_ROWS * nth;
+    const int by_panel = most_groups * d < 4 * height * nth;
     const int panel0 = by_panel ? panels * ith / nth : 0, panel1 = by_panel ? panels * (ith + 1) / nth : panels;
     if (panel0 >= panel1) return;
 
     int64_t room = SCRATCH_FLOATS / (int64_t)(step * POINTS) / d; /* groups transformed at once */
-    if (room < (2 * VP_ROWS + d - 1) / d) room = (2 * VP_ROWS + d - 1) / d;
+    if (room < (2 * height + d - 1) / d) room = (2 * height + d - 1) / d;
     if (room > most_groups * n_batch) room = most_groups * n_batch;
     const int64_t most = room * d, x_rows = room * 2 * d + (TAPS - 1) * d;
     const size_t pair_floats = sizeof(struct pair) / sizeof(float);
@@ -147,22 +148,22 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
                 for (int c0 = 0; c0 < channels; c0 += p->block) {
                     const int block = channels - c0 < p->block ? channels - c0 : p->block;
                     struct tile_args a = {
-                        .row_step = step, .weight = w, .taps = 1, .channels = block, .bias = c0 ? NULL : zero,
-                        .y_step = VP_PANEL, .width = VP_PANEL, .weight_scale = scale + part * VP_PANEL, .scale_step = 1,
+                        .row_step = step, .weight = w, .vectors = p->vectors, .taps = 1, .channels = block, .bias = c0 ? NULL : zero,
+                        .y_step = VP_PANEL, .width = panel_outputs, .weight_scale = scale + part * panel_outputs, .scale_step = 1,
                     };
-                    for (int64_t r = 0; r < count; r += VP_ROWS) {
+                    for (int64_t r = 0; r < count; r += height) {
                         a.x = (char *)v + ((point * most + r) * step + c0) * x_bytes;
                         a.x_scale = scales + point * most + r;
                         a.y = m + (point * most + r) * VP_PANEL;
-                        tile_rows(&a, count - r < VP_ROWS ? (int)(count - r) : VP_ROWS, p->weight_bytes);
+                        tile_rows(&a, count - r < height ? (int)(count - r) : height, p->weight_bytes);
                     }
-                    w += (size_t)packed_channels(block, integers) * VP_PANEL * p->weight_bytes;
+                    w += (size_t)packed_channels(block, integers) * panel_outputs * p->weight_bytes;
                 }
             }
             float panel_bias[VP_PANEL] = {0};
             struct output o = {
-                .bias = panel_bias, .skip_first = p->skip_first, .rows = n_rows, .channel = panel * VP_PANEL,
-                .width = outputs - panel * VP_PANEL < VP_PANEL ? outputs - panel * VP_PANEL : VP_PANEL,
+                .bias = panel_bias, .skip_first = p->skip_first, .rows = n_rows, .channel = panel * panel_outputs,
+                .width = outputs - panel * panel_outputs < panel_outputs ? outputs - panel * panel_outputs : panel_outputs,
                 .y_step = tensor_nb(dst, 1),
             };
             if (bias) memcpy(panel_bias, bias + o.channel, o.width * sizeof(float));
@@ -172,7 +173,10 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
                     o.y = tensor_data(dst) + entry * tensor_nb(dst, 2);
                     o.skip = make_window(tensor_src(dst, p->skip_history), tensor_src(dst, p->skip_chunk), p->skip_zeros, entry);
                 }
-                combine(&o, m + i * VP_PANEL, VP_PANEL * most, pairs[i].first, d);
+                if (p->vectors == 2)
+                    combine(&o, m + i * VP_PANEL, VP_PANEL * most, pairs[i].first, d, 2);
+                else
+                    combine(&o, m + i * VP_PANEL, VP_PANEL * most, pairs[i].first, d, VP_VECS);
             }
         }
     }
