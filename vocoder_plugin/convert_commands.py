@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from .console import say
 from .options import force_option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,7 +47,7 @@ def run(converter: Callable[..., None], source: str, out: str, *, type_: str, **
             bar.update(task, completed=done, total=total)
 
         converter(source, out, type=type_, progress=progress, **options)
-    click.echo(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB", err=True)
+    say(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB")
 
 
 @convert.command("dac")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+MOST_THREADS = 512  # of ggml
 
 
 def keep_precision(context: click.Context, _parameter: click.Parameter, value: str) -> None:
@@ -22,3 +28,18 @@ codebooks_option = click.option(
 )  # fmt: skip
 
 force_option = click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
+
+codec_option = click.option(
+    "--codec", "codec_file", required=True, type=click.Path(), help="Codec GGUF file; see `convert`."
+)
+
+
+def device_options(command: F) -> F:
+    """--device, --threads and --precision, as every command that runs a codec takes them."""
+    for option in (
+        precision_option,
+        click.option("--threads", type=click.IntRange(1), help="Threads on a CPU device. [default: usable cores]"),
+        click.option("--device", help="Device to run on, such as CPU or Vulkan0; see `doctor`. [default: CPU]"),
+    ):
+        command = option(command)
+    return command

@@ -1,41 +1,23 @@
-"""The commands for OuteTTS: speak, create-speaker, speaker show. ``register`` adds them to the command line."""
+"""The commands for OuteTTS: speak, create-speaker, speaker."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import numpy as np
 
+from ..console import check_output, load_codec, load_llm, output_file, read_text, say
 from ..errors import VocoderError
-from ..options import force_option, precision_option
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def register(group: click.Group) -> None:
-    for command in (speak, create_speaker, speaker):
-        group.add_command(command)
-
-
-def device_options(command: F) -> F:
-    """--device, --threads, --precision and --offline."""
-    for option in (
-        precision_option,
-        click.option("--offline", is_flag=True, help="Take hub files from the cache only."),
-        click.option("--threads", type=click.IntRange(1), help="Threads on a CPU device. [default: usable cores]"),
-        click.option("--device", help="Device of the codec, such as CPU or Vulkan0; see `doctor`."),
-    ):
-        command = option(command)
-    return command
-
+from ..options import device_options, force_option
 
 codec_help = "Codec GGUF file, or owner/repo/file.gguf on the hub."
+offline_option = click.option("--offline", is_flag=True, help="Take hub files from the cache only.")
 
 
 @contextmanager
@@ -43,16 +25,11 @@ def warnings_told() -> Iterator[None]:
     """Warnings of the package go to standard error, a line each."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_args, **_options: tell(f"warning: {message}")
+        warnings.showwarning = lambda message, *_args, **_options: say(f"warning: {message}")
         yield
 
 
-def tell(message: str) -> None:
-    click.echo(message, err=True)
-
-
 def open_codec(name: str, device: str | None, threads: int | None, *, offline: bool, llm: Any = None) -> Any:
-    from ..cli import load_codec
     from ..hub import local_or_fetch
 
     return load_codec(str(local_or_fetch(name, offline=offline, progress=sys.stderr.isatty())), device, threads, llm)
@@ -98,6 +75,7 @@ def open_codec(name: str, device: str | None, threads: int | None, *, offline: b
     "--n-gpu-layers", "-ngl", type=int, default=0, show_default=True, help="Model layers on the GPU; -1 for all."
 )
 @device_options
+@offline_option
 @force_option
 def speak(
     text: str | None, prompt: str | None, text_file: str | None, model: str | None, hub_model: str | None,
@@ -110,7 +88,6 @@ def speak(
     llama-tts's flags are understood: -m, -mv, --tts-speaker-file, -p, -o, -c, -ngl.
     """
     from ..audio import audio_format
-    from ..cli import check_output, load_llm
     from . import profiles
     from .sampler import Sampling
     from .speech import speak as speak_text
@@ -144,8 +121,6 @@ def speak(
 
 
 def given_text(text: str | None, prompt: str | None, text_file: str | None) -> str:
-    from ..cli import read_text
-
     given = [source for source in (text, prompt, text_file) if source is not None]
     if len(given) != 1:
         raise VocoderError("give the text once: as an argument, with --prompt, or with --file")
@@ -176,14 +151,14 @@ def deliver(speech: Iterator[np.ndarray], outputs: list[Any], sample_rate: int, 
             output.finish(complete=False)
         kept = [output.name for output in outputs if output.name and count]
         if kept:
-            tell(f"the first {count / sample_rate:.2f} s of audio are in {' and '.join(kept)}")
+            say(f"the first {count / sample_rate:.2f} s of audio are in {' and '.join(kept)}")
         if isinstance(error, KeyboardInterrupt):
-            tell("interrupted")
+            say("interrupted")
             raise click.exceptions.Exit(130) from None
         raise
     for output in outputs:
         output.finish(complete=True)
-    tell(meter.summary())
+    say(meter.summary())
 
 
 class Meter:
@@ -338,6 +313,7 @@ class Player:
 @click.option("-o", "--out", required=True, help="Profile to write: a .json file, or a name for the profile folder.")
 @click.option("--version", type=click.IntRange(1, 3), help="Version of the profile. [default: by the codec]")
 @device_options
+@offline_option
 @force_option
 def create_speaker(
     audio: str, transcript: str | None, words: str | None, asr: str | None, asr_model: str | None, codec_file: str,
@@ -348,7 +324,6 @@ def create_speaker(
     Word times come from --words; else from the transcript, aligned offline (pocketsphinx, English);
     else from a recogniser.
     """
-    from ..cli import check_output
     from . import profiles
     from .create import create_speaker as create
 
@@ -367,7 +342,7 @@ def create_speaker(
             aligner_options={} if asr_model is None else {"model": asr_model},
         )  # fmt: skip
         made.save(target, force=force)
-    tell(f"{target}: {len(made.words)} words, {made.n_frames / codec.frame_rate:.2f} s, for version {made.version}")
+    say(f"{target}: {len(made.words)} words, {made.n_frames / codec.frame_rate:.2f} s, for version {made.version}")
 
 
 @click.group()
@@ -383,7 +358,7 @@ def list_speakers() -> None:
     for name in profiles.names():
         click.echo(name)
     if not profiles.names():
-        tell(profiles.available())
+        say(profiles.available())
 
 
 @speaker.command()
@@ -392,6 +367,7 @@ def list_speakers() -> None:
 @click.option("--wav", type=click.Path(), help="Write how the speaker sounds.")
 @click.option("--png", type=click.Path(), help="Draw the waveform with its words, energy and pitch.")
 @device_options
+@offline_option
 @force_option
 def show(
     profile: str, codec_file: str | None, wav: str | None, png: str | None,
@@ -399,7 +375,6 @@ def show(
 ) -> None:  # fmt: skip
     """List the words of PROFILE (a path, a name from the profile folder, or a hub file)."""
     from ..audio import audio_format, write_audio
-    from ..cli import check_output, output_file
     from . import profiles
 
     if (wav or png) and codec_file is None:
