@@ -911,7 +911,7 @@ def test_ctrl_c_while_writing(monkeypatch, codes_file, small_dac_file, tmp_path)
     def interrupted(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vocoder_plugin.audio.write_audio", interrupted)
+    monkeypatch.setattr("vocoder_plugin.console.write_audio", interrupted)
     (tmp_path / "out.wav").write_bytes(b"precious")
     result = run("decode", codes_file, tmp_path / "out.wav", "--codec", small_dac_file, "--force")
     assert result.exit_code == 130

@@ -19,7 +19,7 @@ from .console import (
     Progress,
     audio_output,
     check_output,
-    check_streaming,
+    check_sound_output,
     load_codec,
     load_llm,
     output_file,
@@ -30,7 +30,7 @@ from .console import (
 from .convert_commands import convert
 from .errors import VocoderError
 from .mimi_commands import features
-from .options import codebooks_option, codec_option, device_options, force_option
+from .options import codebooks_option, codec_option, device_options, force_option, llm_options, play_option, raw_option
 from .outetts.commands import create_speaker, speak, speaker
 
 WHOLE_CLIP = 1 << 30  # frames of lookahead
@@ -152,7 +152,7 @@ def encode(
 @device_options
 @codebooks_option
 @click.option("--streaming", is_flag=True, help="Let OUT grow chunk by chunk, in little memory; Ctrl-C keeps it.")
-@click.option("--raw", is_flag=True, help="With OUT -: 16-bit little-endian mono samples, chunk by chunk, no header.")
+@raw_option
 @force_option
 def decode(
     codes: str, out: str, codec_file: str, device: str | None, threads: int | None, codebooks: int | None,
@@ -167,11 +167,7 @@ def decode(
     \b
     Play without a file:  vocoder-plugin decode codes.npz - --codec dac.gguf --raw | aplay -f S16_LE -r 24000
     """
-    from .audio import audio_format
-
-    check_streaming(out, streaming=streaming, raw=raw, option="--streaming")
-    audio_format(out)
-    check_output(out, force=force)
+    check_sound_output(out, raw=raw, force=force, streaming=streaming, option="--streaming")
     array = read_codes(codes)
     if codebooks is not None and codebooks > len(array):
         raise VocoderError(f"{codes}: has {len(array)} codebooks, fewer than --codebooks {codebooks}")
@@ -238,7 +234,6 @@ def read_codes(path: str) -> np.ndarray:
 @main.command()
 @click.option("-m", "--model", required=True, type=click.Path(), help="Speech LLM as a GGUF file.")
 @codec_option
-@device_options
 @click.option(
     "--prompt-file", required=True, type=click.Path(), help="The prompt as the model expects it; - for standard input."
 )
@@ -247,13 +242,11 @@ def read_codes(path: str) -> np.ndarray:
     help="Sound file to write: .wav, .flac, .ogg, or - for wav on standard output. Not needed with --play.",
 )  # fmt: skip
 @click.option("--stream", is_flag=True, help="Let the file grow while the model speaks; Ctrl-C keeps what was said.")
-@click.option("--raw", is_flag=True, help="With -o -: 16-bit little-endian mono samples as they come, no header.")
-@click.option("--play", is_flag=True, help="Play while the model speaks; needs sounddevice.")
+@raw_option
+@play_option
 @click.option("--max-tokens", type=click.IntRange(1), default=8192, show_default=True, help="Most tokens to write.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.4, show_default=True)
-@click.option("--seed", type=int, help="Seed of the sampler, for the same speech again.")
-@click.option("--n-ctx", type=click.IntRange(64), default=8192, show_default=True, help="The LLM's context, in tokens.")
-@click.option("--n-gpu-layers", type=int, default=0, show_default=True, help="LLM layers on the GPU; -1 for all.")
+@llm_options
+@device_options
 @force_option
 def generate(
     model: str, codec_file: str, device: str | None, threads: int | None, prompt_file: str, out: str | None,
@@ -269,15 +262,9 @@ def generate(
     Hear it at once:   vocoder-plugin generate … --play
     Through a pipe:    vocoder-plugin generate … -o - --raw | aplay -f S16_LE -r 24000
     """
-    from .audio import audio_format
     from .llm import SpeechStream, generate_tokens
 
-    check_streaming(out, streaming=stream, raw=raw, option="--stream")
-    if out is None and not play:
-        raise click.UsageError("nowhere to put the sound: give -o FILE, or --play")
-    if out is not None:
-        audio_format(out)
-        check_output(out, force=force)
+    check_sound_output(out, raw=raw, play=play, force=force, streaming=stream, option="--stream")
     prompt = read_text(prompt_file)
     llm = load_llm(model, n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, n_threads=threads, seed=seed)
     with ExitStack() as opened:

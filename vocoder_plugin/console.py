@@ -16,25 +16,32 @@ from typing import Any
 import click
 import numpy as np
 
+from .audio import as_mono, audio_blocks, audio_format, open_audio, write_audio
 from .errors import VocoderError
 
 Write = Callable[[np.ndarray], Any]
 PIECE_SECONDS = 10.0  # of sound that `encode` and `features` push at a time
 
 
+CLEAR_LINE = "\r\x1b[K"
+
+
+def on_terminal() -> bool:
+    """Whether somebody watches standard error."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def say(message: str) -> None:
-    click.echo(message, err=True)
+    """A line on standard error, in place of a line of progress."""
+    click.echo((CLEAR_LINE if on_terminal() else "") + message, err=True)
 
 
 class Progress:
     """One line on standard error that tells how far the work is; nothing where that is no terminal."""
 
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-
     def show(self, line: str) -> None:
-        if self._terminal:
-            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
+        if on_terminal():
+            click.echo(f"{CLEAR_LINE}{line}", err=True, nl=False)
 
     def __enter__(self) -> Progress:
         return self
@@ -91,8 +98,6 @@ def read_text(path: str) -> str:
 @contextmanager
 def sound_pieces(audio: str, *, streaming: bool) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
     """A sound file's rate, and its mono samples in pieces; with ``streaming`` each is read when it is wanted."""
-    from .audio import as_mono, audio_blocks, open_audio
-
     with open_audio(audio) as sound, Progress() as progress:
 
         def told(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -148,6 +153,21 @@ def check_output(target: str, *, force: bool) -> None:
 # -- sound while it is being made
 
 
+def check_sound_output(
+    out: str | None, *, raw: bool, force: bool, play: bool = False, streaming: bool = False, option: str = ""
+) -> None:
+    """Refuse early an output that ``audio_output`` could not serve; ``option`` is the one that asks for streaming."""
+    if out is None and not play:
+        raise click.UsageError("nowhere to put the sound: give -o FILE, or --play")
+    if raw and out != "-":
+        raise click.UsageError("--raw writes to standard output only: give - as the output")
+    if streaming and not raw and out == "-":
+        raise click.UsageError(f"the header of a wav needs its length: use --raw, or leave out {option}")
+    if out is not None:
+        audio_format(out)
+        check_output(out, force=force)
+
+
 @contextmanager
 def audio_output(
     out: str | None, codec: Any, *, streaming: bool, raw: bool = False, play: bool = False, force: bool = False
@@ -157,7 +177,6 @@ def audio_output(
     A streaming file grows with every call and stays when the block is left early; any other appears
     when the block ends well.
     """
-    from .audio import audio_format, write_audio
     from .output import GrowingFile, Player, RawPipe
 
     writes: list[Write] = []
@@ -187,17 +206,11 @@ def audio_output(
 
 @contextmanager
 def kept_when_interrupted(file: Any, out: str, sample_rate: int) -> Iterator[None]:
+    """Say what a growing file holds when an error or Ctrl-C ends the block."""
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException as error:
         if file.n_samples:
-            say(f"interrupted: {out} keeps the first {file.n_samples / sample_rate:.2f} s")
+            why = "interrupted: " if isinstance(error, KeyboardInterrupt) else ""
+            say(f"{why}{out} keeps the first {file.n_samples / sample_rate:.2f} s")
         raise
-
-
-def check_streaming(out: str | None, *, streaming: bool, raw: bool, option: str) -> None:
-    """Refuse what cannot be streamed."""
-    if raw and out != "-":
-        raise click.UsageError("--raw writes to standard output only: give - as the output")
-    if streaming and not raw and out == "-":
-        raise click.UsageError(f"the header of a wav needs its length: use --raw, or leave out {option}")

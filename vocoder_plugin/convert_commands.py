@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from .console import say
+from .console import on_terminal, say
 from .options import force_option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,7 +39,7 @@ def run(converter: Callable[..., None], source: str, out: str, *, type_: str, **
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+    with Progress(console=Console(stderr=True), disable=not on_terminal(), transient=True) as bar:
         task = bar.add_task(f"converting to {type_}", total=None)
 
         def progress(done: int, total: int) -> None:
