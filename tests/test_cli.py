@@ -112,9 +112,16 @@ def test_wrong_usage(args):
     assert "Usage: " in result.stderr
 
 
-@pytest.mark.parametrize(("option", "value"), [("--threads", "0"), ("--threads", "two")])
+@pytest.mark.parametrize(("option", "value"), [("--threads", "0"), ("--threads", "two"), ("--threads", "513")])
 def test_wrong_option_values(codes_file, small_dac_file, tmp_path, option, value):
     result = run("decode", codes_file, tmp_path / "out.wav", "--codec", small_dac_file, option, value)
+    assert result.exit_code == 2
+    assert option in result.stderr
+
+
+@pytest.mark.parametrize(("option", "value"), [("--n-ctx", "63"), ("--n-ctx", 1 << 32), ("--seed", "-1")])
+def test_wrong_values_for_an_llm(llm_file, small_dac_file, tmp_path, option, value):
+    result = generate(llm_file, small_dac_file, tmp_path / "out.wav", "--prompt-file", "none", option, value)
     assert result.exit_code == 2
     assert option in result.stderr
 
@@ -253,6 +260,17 @@ def test_encode_of_a_bad_file(tmp_path, small_dac_file, content):
     assert not (tmp_path / "codes.npz").exists()
 
 
+def test_encode_names_a_sample_that_is_no_number(tmp_path, small_dac_file, monkeypatch):
+    """By its place in the file, though the file is read in pieces."""
+    monkeypatch.setattr("vocoder_plugin.console.PIECE_SECONDS", 0.1)
+    samples = np.zeros(24000, np.float32)
+    samples[20_000] = np.nan
+    soundfile.write(tmp_path / "in.wav", samples, 24000, subtype="FLOAT")
+    for options in ([], ["--streaming"]):
+        result = run("encode", tmp_path / "in.wav", tmp_path / "out.npz", "--codec", small_dac_file, *options)
+        assert refusal(result) == f"{tmp_path / 'in.wav'}: sample 20000 of the audio is not a finite number"
+
+
 def test_encode_of_no_samples(tmp_path, small_dac_file):
     soundfile.write(tmp_path / "empty.wav", np.empty(0), 24000)
     result = run("encode", tmp_path / "empty.wav", tmp_path / "codes.npz", "--codec", small_dac_file)
@@ -301,6 +319,42 @@ def test_existing_outputs_are_refused(codes_file, wav_file, small_dac_file, tmp_
     assert_done(run(command, source, out, "--codec", small_dac_file, "--force"))
     assert out.read_bytes().startswith(magic)
     assert os.listdir(out.parent) == [name]
+
+
+@pytest.mark.parametrize("command", ["encode", "convert", "features"])
+def test_an_input_is_never_overwritten(fixtures, wav_file, small_dac_file, tmp_path, command):
+    source = tmp_path / "source"
+    source.write_bytes((fixtures / "small_dac.pth" if command == "convert" else wav_file).read_bytes())
+    (tmp_path / "link").symlink_to(source)
+    before = source.read_bytes()
+    args = ["convert", "dac"] if command == "convert" else [command, "--codec", small_dac_file]
+    for out in (source, tmp_path / "link"):
+        message = refusal(run(*args, source, out, "--force"))
+        assert message == f"{out} is an input of this command; name another output"
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["encode", "convert"])
+def test_outputs_that_are_no_files(fixtures, wav_file, small_dac_file, tmp_path, command):
+    (tmp_path / "out.npz").mkdir()
+    args = ["convert", "dac", fixtures / "small_dac.pth"]
+    if command == "encode":
+        args = ["encode", wav_file, "--codec", small_dac_file]
+    for out in (tmp_path / "out.npz", os.devnull):
+        assert refusal(run(*args, out, "--force")) == f"{out} is no ordinary file; name another output"
+
+
+def test_a_folder_that_cannot_be_written_to(codes_file, tmp_path, monkeypatch):
+    """Said before the codec is loaded. (The superuser may write anywhere, and may run this test.)"""
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    said = refusal(run("decode", codes_file, tmp_path / "out.wav", "--codec", "none.gguf"))
+    assert said == f"{tmp_path}: this folder cannot be written to"
+
+
+def test_convert_does_not_write_to_standard_output(fixtures):
+    result = run("convert", "dac", fixtures / "small_dac.pth", "-")
+    assert result.exit_code == 2
+    assert "cannot go to standard output" in result.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
@@ -533,6 +587,17 @@ def test_prompt_from_standard_input(llm_file, small_dac_file, prompt_file):
 def test_prompts_refused(llm_file, small_dac_file, prompt, message):
     result = generate(llm_file, small_dac_file, "-", "--prompt-file", "-", "--n-ctx", 512, stdin=prompt)
     assert refusal(result).startswith(message)
+
+
+def test_byte_order_mark_of_a_prompt(llm_file, small_dac_file):
+    """As Windows' editors write it: the model does not see it."""
+    options = "--prompt-file", "-", "--seed", 1, "--max-tokens", 200, "--n-ctx", 512
+    plain, marked = (
+        generate(llm_file, small_dac_file, "-", *options, stdin=mark + PROMPT.encode()).stdout_bytes
+        for mark in (b"", b"\xef\xbb\xbf")
+    )
+    assert plain[:4] == b"RIFF"
+    assert marked == plain
 
 
 def test_missing_prompt(llm_file, small_dac_file, tmp_path):
@@ -866,6 +931,46 @@ def test_pipes(wav_file, small_dac_file, small_dac, tmp_path):
     samples, rate = soundfile.read(io.BytesIO(decoded.stdout))
     assert (samples.size, rate) == (small_dac.decoded_length(75), 24000)
     assert decoded.stderr.count(b"\n") == 1
+
+
+def test_codes_through_a_pipe(codes_file, small_dac_file):
+    decoded = [run("decode", source, "-", "--codec", small_dac_file, "--raw", stdin=codes_file.read_bytes())
+               for source in (codes_file, "-")]  # fmt: skip
+    assert decoded[1].exit_code == 0, decoded[1].stderr
+    assert decoded[1].stdout_bytes == decoded[0].stdout_bytes != b""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
+def test_no_samples_to_a_terminal(codes_file, small_dac_file):
+    import pty
+
+    terminal, end = pty.openpty()
+    try:
+        result = run_process("decode", codes_file, "-", "--codec", small_dac_file, "--raw", stdout=end)
+    finally:
+        os.close(end)
+        os.close(terminal)
+    assert result.returncode == 1
+    assert result.stderr.startswith(b"Error: standard output is a terminal; ")
+    assert result.stderr.count(b"\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("closed", "status", "said"),
+    [
+        ("<&-", 1, "Error: standard input is closed\n"),
+        (">&-", 1, "Error: standard output is closed\n"),
+        ("2>&- >/dev/null", 0, ""),
+        (">/dev/full", 1, "Error: No space left on device\n"),
+    ],
+)
+def test_standard_streams_that_fail(codes_file, small_dac_file, closed, status, said):
+    source = "-" if closed == "<&-" else str(codes_file)
+    command = f'"$0" -m vocoder_plugin.cli decode "$1" - --codec "$2" --raw {closed}'
+    shell = ["sh", "-c", command, sys.executable, source, str(small_dac_file)]
+    result = subprocess.run(shell, check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (status, said)
 
 
 def test_generate_in_a_process(llm_file, small_dac_file):

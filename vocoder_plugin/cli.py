@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 import zipfile
@@ -14,6 +15,7 @@ import click
 import numpy as np
 
 from . import __version__
+from .audio import standard_input
 from .build_commands import build_llama
 from .console import (
     Progress,
@@ -47,9 +49,16 @@ class OneLineErrors(click.Group):
         except BrokenPipeError:
             raise  # whoever read our output has enough: click ends quietly, with status 1
         except FILE_ERRORS as error:
-            raise click.ClickException(" ".join(str(error).split())) from None
+            raise click.ClickException(" ".join(told(error).split())) from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
+
+
+def told(error: Exception) -> str:
+    """What an error says, without the system's number for it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -128,7 +137,7 @@ def encode(
     All 32 codebooks of Mimi:  vocoder-plugin encode in.wav codes.npz --codec mimi.gguf --codebooks 32
     Hours of sound:            vocoder-plugin encode long.flac codes.npz --codec mimi.gguf --streaming
     """
-    check_output(out, force=force)
+    check_output(out, force=force, inputs=[audio, codec_file])
     with load_codec(codec_file, device, threads, codebooks=codebooks) as codec:
         with (
             sound_pieces(audio, streaming=streaming) as (rate, pieces),
@@ -158,7 +167,7 @@ def decode(
     codes: str, out: str, codec_file: str, device: str | None, threads: int | None, codebooks: int | None,
     streaming: bool, raw: bool, force: bool,
 ) -> None:  # fmt: skip
-    """Decode the codes in CODES (.npz, as `encode` writes it) to OUT.
+    """Decode the codes in CODES (.npz, as `encode` writes it; - for standard input) to OUT.
 
     OUT is a .wav, .flac or .ogg file, or - for wav on standard output. It appears when it is
     complete, or with --streaming grows from the start; the samples of exact codecs (DAC, Mimi) are the same.
@@ -211,13 +220,16 @@ def decoded_chunks(codec: Any, codes: np.ndarray, *, chunked: bool) -> Iterator[
 
 
 def read_codes(path: str) -> np.ndarray:
-    """audio_codes [1, K, T] of an npz file -> [K, T]."""
-    if not Path(path).exists():
+    """audio_codes [1, K, T] of an npz file, - for standard input -> [K, T]."""
+    if path != "-" and not Path(path).exists():
         raise VocoderError(f"{path}: there is no such file")
-    if not zipfile.is_zipfile(path):
+    source: Any = io.BytesIO(standard_input()) if path == "-" else path
+    if not zipfile.is_zipfile(source):
         raise VocoderError(f"{path}: not an npz file; `vocoder-plugin encode` writes such files")
+    if path == "-":
+        source.seek(0)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(source, allow_pickle=False) as archive:
             array = archive.get("audio_codes")
     except Exception as error:  # zipfile and zlib have errors of their own
         raise VocoderError(f"{path}: a damaged npz file ({error})") from None

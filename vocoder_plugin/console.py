@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 import numpy as np
 
-from .audio import as_mono, audio_blocks, audio_format, open_audio, write_audio
-from .errors import VocoderError
+from .audio import as_mono, audio_blocks, audio_format, open_audio, standard_input, write_audio
+from .errors import AudioError, VocoderError
+from .files import complete_file
 
 Write = Callable[[np.ndarray], Any]
 PIECE_SECONDS = 10.0  # of sound that `encode` and `features` push at a time
@@ -87,10 +87,10 @@ def load_llm(path: str, *, n_ctx: int, n_gpu_layers: int, n_threads: int | None,
 
 
 def read_text(path: str) -> str:
-    """A UTF-8 file, - for standard input."""
+    """A UTF-8 file with or without a byte order mark, - for standard input."""
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        return data.decode("utf-8").replace("\r\n", "\n")
+        data = standard_input() if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise VocoderError(f"{path}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from None
 
@@ -103,7 +103,10 @@ def sound_pieces(audio: str, *, streaming: bool) -> Iterator[tuple[int, Iterator
         def told(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             done = 0
             for block in blocks:
-                yield as_mono(block)
+                try:
+                    yield as_mono(block, first=done)
+                except AudioError as error:
+                    raise AudioError(f"{audio}: {error}") from None
                 done += len(block)
                 progress.show(f"{done / sound.samplerate:.1f} of {sound.frames / sound.samplerate:.1f} s of audio")
 
@@ -122,32 +125,38 @@ def output_file(target: str, *, force: bool) -> Iterator[Any]:
 
         buffer = io.BytesIO()  # sound file headers need seeking back
         yield buffer
-        sys.stdout.buffer.write(buffer.getvalue())
-        sys.stdout.buffer.flush()
+        standard_output().write(buffer.getvalue())
+        standard_output().flush()
         return
     check_output(target, force=force)
-    path = Path(target)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with complete_file(target) as file:
+        yield file
 
 
-def check_output(target: str, *, force: bool) -> None:
-    """Refuse early what could not be written later."""
+def check_output(target: str, *, force: bool, inputs: Iterable[str | None] = ()) -> None:
+    """Refuse early what could not be written later, and what would take the place of an input."""
     if target == "-":
+        if standard_output().isatty():
+            raise VocoderError("standard output is a terminal; send it to a file or into a pipe, or name a file")
         return
     path = Path(target)
-    if path.exists() and not force:
-        raise VocoderError(f"{target} exists already; use --force to overwrite it")
+    if path.exists():
+        if not path.is_file():
+            raise VocoderError(f"{target} is no ordinary file; name another output")
+        if any(given is not None and os.path.exists(given) and path.samefile(given) for given in inputs):
+            raise VocoderError(f"{target} is an input of this command; name another output")
+        if not force:
+            raise VocoderError(f"{target} exists already; use --force to overwrite it")
     if not path.parent.is_dir():
         raise VocoderError(f"{path.parent}: there is no such folder")
+    if not os.access(path.parent, os.W_OK):
+        raise VocoderError(f"{path.parent}: this folder cannot be written to")
+
+
+def standard_output() -> BinaryIO:
+    if sys.stdout is None:
+        raise VocoderError("standard output is closed")
+    return sys.stdout.buffer
 
 
 # -- sound while it is being made
@@ -184,7 +193,7 @@ def audio_output(
         if play:
             writes.append(stack.enter_context(Player(codec.sample_rate)).write)
         if raw:
-            writes.append(RawPipe(sys.stdout.buffer).write)
+            writes.append(RawPipe(standard_output()).write)
         elif streaming and out is not None:
             file = stack.enter_context(GrowingFile(out, codec.sample_rate, format=audio_format(out)))
             stack.enter_context(kept_when_interrupted(file, out, codec.sample_rate))

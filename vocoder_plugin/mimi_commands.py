@@ -36,7 +36,7 @@ def features(
     \b
     As turn-taking models take them:  vocoder-plugin features in.wav out.npy --codec mimi.gguf --frame-rate 10
     """
-    check_output(out, force=force)
+    check_output(out, force=force, inputs=[audio, codec_file])
     with load_codec(codec_file, device, threads) as codec:
         if not hasattr(codec, "encode_latents"):
             raise VocoderError(f"{codec_file}: has no continuous features; they are Mimi's")
