@@ -399,6 +399,38 @@ def test_create_speaker_refuses(args, said, files, fixtures, spoken, tmp_path):
     assert not (tmp_path / "me.json").exists()
 
 
+def test_create_speaker_keeps_what_is_there(files, fixtures, spoken, tmp_path):
+    """Neither the word times nor a good profile are lost to --force and a command that goes wrong."""
+    clip = fixtures / spoken["file"]
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps([{"word": "The", "start": 0.0, "end": 0.1}]))
+    before = words.read_bytes()
+    said = refusal(create(files, "--audio", clip, "--words", words, "-o", words, "--force"))
+    assert said == f"{words} is an input of this command; name another output"
+    assert words.read_bytes() == before
+
+    profile = tmp_path / "me.json"
+    profile.write_text("precious")
+    damaged = os.fsdecode(b"The caf\xe9")  # a transcript in Latin-1, as it arrives
+    said = refusal(create(files, "--audio", clip, "--words", words, "--transcript", damaged, "-o", profile, "--force"))
+    assert said.startswith(f"{profile}: cannot be written: the text is not valid Unicode")
+    assert profile.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["me.json", "words.json"]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(("name", "file"), [("me", "me.json"), ("my.voice", "my.voice.json")])
+def test_names_of_profiles(name, file, files, fixtures, spoken, tmp_path, profile_folder):
+    (tmp_path / "words.json").write_text(json.dumps([{"word": "The", "start": 0.0, "end": 0.1}]))
+    args = "--audio", fixtures / spoken["file"], "--words", tmp_path / "words.json"
+    assert create(files, *args, "-o", name).exit_code == 0
+    assert [path.name for path in profile_folder.iterdir()] == [file]
+    assert run("speaker", "list").stdout == f"{name}\n"
+    assert run("speaker", "show", name).exit_code == 0
+    for other in ("", "none", "-"):
+        assert "cannot name a profile" in refusal(create(files, *args, "-o", other))
+
+
 def test_speaker_show_refuses(files):
     assert "takes its codec" in refusal(run("speaker", "show", files / "me.json", "--wav", "x.wav"))
     assert "there is no such file" in refusal(run("speaker", "show", "nobody"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
@@ -179,11 +178,10 @@ def create_speaker(
         raise VocoderError("what is said in the clip? Give --transcript TEXT, --words FILE, or --asr NAME")
     if words is not None and asr is not None:
         raise VocoderError("--words and --asr exclude each other")
-    target = Path(out)
-    if target.name == out and not target.suffix:
-        target = profiles.folder() / f"{out}.json"
+    target = profiles.target(out)
+    if target.parent == profiles.folder():
         target.parent.mkdir(parents=True, exist_ok=True)
-    check_output(str(target), force=force)
+    check_output(str(target), force=force, inputs=[audio, words, codec_file])
     with warnings_told(), open_codec(codec_file, device, threads, offline=offline) as codec:
         made = create.create_speaker(
             audio, transcript, codec=codec, words=words, version=version, aligner=asr,
@@ -223,7 +221,9 @@ def show(
     if (wav or png) and codec_file is None:
         raise VocoderError("hearing or drawing a speaker takes its codec; give --codec FILE")
     for target in filter(None, (wav, png)):
-        check_output(target, force=force)
+        if target == "-":
+            raise click.UsageError("standard output has the list of words; name a file")
+        check_output(target, force=force, inputs=[profile, codec_file])
     kind = audio_format(wav) if wav else ""
     known = profiles.find(profile, offline=offline)
     for line in describe(known):

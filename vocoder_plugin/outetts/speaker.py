@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import complete_file
 from .errors import SpeakerError
 from .fingerprint import fingerprint
 from .markup import FEATURE_NAMES
@@ -104,14 +105,18 @@ class Speaker:
             raise SpeakerError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        """Write the profile as JSON that outetts reads too; an existing file only with ``force``."""
+        """Write the profile as JSON that outetts reads too; an existing file only with ``force``.
+
+        Raises SpeakerError, and leaves what was there, if it cannot be written.
+        """
         path = Path(path)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        if path.exists() and not force:
+            raise SpeakerError(f"{path} exists already; use force to overwrite it")
         try:
-            with path.open("w" if force else "x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            raise SpeakerError(f"{path} exists already; use force to overwrite it") from None
+            with complete_file(path) as file:
+                file.write(f"{json.dumps(self.to_dict(), indent=2, ensure_ascii=False)}\n".encode())
+        except UnicodeEncodeError as error:
+            raise SpeakerError(f"{path}: cannot be written: the text is not valid Unicode ({error.reason})") from None
         except OSError as error:
             raise SpeakerError(f"{path}: cannot be written: {error.strerror}") from None
 
