@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -920,6 +921,21 @@ def test_progress_on_a_terminal_only(codes_file, small_dac_file, tmp_path):
     os.close(terminal)
     assert b"3.7 of 3.7 s of audio" in shown
     assert shown.endswith(b")\r\n")
+
+
+def test_progress_of_a_long_clip(codes_file, small_dac_file, tmp_path, monkeypatch):
+    """Told on the way, with the same samples as at once."""
+    outputs = [tmp_path / "once.wav", tmp_path / "told.wav"]
+    assert_done(run("decode", codes_file, outputs[0], "--codec", small_dac_file))
+    monkeypatch.setattr("vocoder_plugin.cli.PIECE_SECONDS", 1.0)
+    monkeypatch.setattr("vocoder_plugin.console.on_terminal", lambda: True)
+    result = run("decode", codes_file, outputs[1], "--codec", small_dac_file)
+    told = [float(seconds) for seconds in re.findall(r"(\d\.\d) of 3\.7 s of audio", result.stderr)]
+    assert len(told) == 4
+    assert told == sorted(set(told))
+    samples = [soundfile.read(output, dtype="int16")[0].astype(int) for output in outputs]
+    assert samples[0].shape == samples[1].shape
+    assert np.abs(samples[0] - samples[1]).max() <= 1
 
 
 def test_pipes(wav_file, small_dac_file, small_dac, tmp_path):

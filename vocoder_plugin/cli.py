@@ -18,6 +18,7 @@ from . import __version__
 from .audio import standard_input
 from .build_commands import build_llama
 from .console import (
+    PIECE_SECONDS,
     Progress,
     audio_output,
     check_output,
@@ -188,7 +189,7 @@ def decode(
             audio_output(out, codec, streaming=streaming, raw=raw, force=force) as write,
             Progress() as progress,
         ):
-            for samples, spent in decoded_chunks(codec, array, chunked=streaming or raw):
+            for samples, spent in decoded_chunks(codec, array, chunk_frames(codec, small=streaming or raw)):
                 write(samples)
                 seconds += spent
                 length += samples.size / codec.sample_rate
@@ -205,17 +206,25 @@ def mimi_codebooks(codec_file: str, wanted: int | None, present: int) -> int | N
     return present if is_mimi else wanted
 
 
-def decoded_chunks(codec: Any, codes: np.ndarray, *, chunked: bool) -> Iterator[tuple[np.ndarray, float]]:
-    """Samples of codes [n_codebooks, n], in chunks or at once, with the seconds that each took."""
-    if not chunked or codes.shape[1] == 0:
+def chunk_frames(codec: Any, *, small: bool) -> int | None:
+    """Frames to decode at a time: few for a stream; else many, as progress is told; None for all, where it matters."""
+    if small:
+        return STREAMING_FRAMES
+    return round(PIECE_SECONDS * codec.frame_rate) if codec.exact_streams else None
+
+
+def decoded_chunks(codec: Any, codes: np.ndarray, frames: int | None) -> Iterator[tuple[np.ndarray, float]]:
+    """Samples of codes [n_codebooks, n], so many frames at a time or at once, with the seconds that each took."""
+    n = codes.shape[1]
+    if frames is None or n <= frames:
         start = time.perf_counter()
         yield codec.decode(codes), time.perf_counter() - start
         return
     with codec.decoder_stream() as stream:
-        for first in range(0, codes.shape[1], STREAMING_FRAMES):
-            chunk = codes[:, first : first + STREAMING_FRAMES]
+        for first in range(0, n, frames):
+            chunk = codes[:, first : first + frames]
             start = time.perf_counter()
-            samples = stream.push(chunk) if first + STREAMING_FRAMES < codes.shape[1] else stream.finish(chunk)
+            samples = stream.push(chunk) if first + frames < n else stream.finish(chunk)
             yield samples, time.perf_counter() - start
 
 

@@ -20,7 +20,7 @@ from .errors import AudioError, VocoderError
 from .files import complete_file
 
 Write = Callable[[np.ndarray], Any]
-PIECE_SECONDS = 10.0  # of sound that `encode` and `features` push at a time
+PIECE_SECONDS = 10.0  # of sound that commands work on at a time, and then tell how far they are
 
 
 CLEAR_LINE = "\r\x1b[K"
