@@ -270,11 +270,38 @@ def test_reader_that_has_enough(files):
     ("{", "not a JSON file"), ('{"text": "a"}', "'words' is missing"),
     ('{"text": "a", "words": [{"word": "a", "duration": 1, "codes": [1]}]}', r"made for OuteTTS 0\.2 or 0\.3, but"),
     ('{"text": "a", "words": [{"word": "a", "duration": 1, "c1": [1], "c2": []}]}', "a frame needs a code of each"),
+    (r'{"text": "a\ud83d", "words": [{"word": "a", "duration": 1, "c1": [1], "c2": [1]}]}', "'text' .* half of a char"),
+    (r'{"text": "a", "words": [{"word": "\ud83d", "duration": 1, "c1": [1], "c2": [1]}]}', "word 1: .* half of a char"),
 ])  # fmt: skip
 def test_damaged_speakers(content, said, files, tmp_path):
     (tmp_path / "bad.json").write_text(content)
     result = speak(files, TEXT, "--speaker", tmp_path / "bad.json", "-o", tmp_path / "out.wav")
     assert re.search(said, refusal(result))
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--loudness"])
+def test_numbers_that_are_none(option, files, tmp_path):
+    result = speak(files, TEXT, "--speaker", files / "me.json", "-o", tmp_path / "out.wav", option, "nan")
+    assert result.exit_code == 2
+    assert "nan is not a finite number" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out.wav").exists()
+
+
+def test_a_speaker_without_codes(files, tmp_path):
+    silent = {"text": "a", "words": [{"word": "a", "duration": 1, "c1": [], "c2": []}]}
+    (tmp_path / "silent.json").write_text(json.dumps(silent))
+    show = run("speaker", "show", tmp_path / "silent.json", "--codec", files / "dac.gguf", "--wav", tmp_path / "a.wav")
+    assert refusal(show) == "there are no codes to decode"
+    assert speak(files, TEXT, "--speaker", tmp_path / "silent.json", "-o", tmp_path / "out.wav").exit_code == 0
+
+
+def test_a_voice_that_is_no_text(files, small_wavtokenizer_file, tmp_path):
+    """Bytes in Latin-1, as they arrive from the command line."""
+    result = run(
+        "speak", TEXT, "-m", files / "old.gguf", "--codec", small_wavtokenizer_file, "--speaker", "none", "-o",
+        tmp_path / "out.wav", "--voice", os.fsdecode(b"caf\xe9"),
+    )  # fmt: skip
+    assert refusal(result).startswith("the text is not valid Unicode: ")
 
 
 def test_existing_files_are_kept(files, tmp_path):

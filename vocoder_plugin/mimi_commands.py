@@ -7,7 +7,7 @@ import numpy as np
 
 from .console import check_output, load_codec, output_file, say, sound_pieces
 from .errors import VocoderError
-from .options import device_options, force_option
+from .options import FiniteRange, device_options, force_option
 
 
 @click.command()
@@ -16,7 +16,7 @@ from .options import device_options, force_option
 @click.option("--codec", "codec_file", required=True, type=click.Path(), help="Mimi GGUF file; see `convert mimi`.")
 @device_options
 @click.option(
-    "--frame-rate", type=click.FloatRange(0.1, 1000), metavar="HZ",
+    "--frame-rate", type=FiniteRange(0.1, 1000), metavar="HZ",
     help="Features a second, interpolated linearly. [default: Mimi's 12.5]",
 )  # fmt: skip
 @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,6 +12,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 MOST_THREADS = 512  # of ggml, which crashes beyond
 MOST_CONTEXT = 1 << 20  # tokens
 LARGEST_SEED = 2**32 - 2  # the next one means "at random" to llama.cpp
+
+
+class FiniteRange(click.FloatRange):
+    """A range without nan, which is neither below nor above anything, and without infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def keep_precision(context: click.Context, _parameter: click.Parameter, value: str) -> None:
@@ -74,7 +85,7 @@ def llm_options(command: F) -> F:
             "--seed", type=click.IntRange(0, LARGEST_SEED), help="Seed of the sampler, for the same speech again."
         ),
         click.option(
-            "--temperature", type=click.FloatRange(0), default=0.4, show_default=True,
+            "--temperature", type=FiniteRange(0), default=0.4, show_default=True,
             help="Of the sampler; 0 always takes the likeliest token.",
         ),
     ):  # fmt: skip

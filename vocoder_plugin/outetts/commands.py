@@ -24,7 +24,7 @@ from ..console import (
     say,
 )
 from ..errors import VocoderError
-from ..options import device_options, force_option, llm_options, play_option, raw_option
+from ..options import FiniteRange, device_options, force_option, llm_options, play_option, raw_option
 from . import create, profiles, speech
 from .sampler import Sampling
 
@@ -69,7 +69,7 @@ def open_codec(name: str, device: str | None, threads: int | None, *, offline: b
 @play_option
 @click.option("--guided", is_flag=True, help="Force the words of the text, in order (OuteTTS 1.0).")
 @click.option("--voice", help="A description of the voice (OuteTTS 0.2 and 0.3).")
-@click.option("--loudness", type=click.FloatRange(-60, 0), help="Bring the speaker to so many LUFS, such as -18.")
+@click.option("--loudness", type=FiniteRange(-60, 0), help="Bring the speaker to so many LUFS, such as -18.")
 @click.option(
     "--max-length", type=click.IntRange(1), default=8192, show_default=True,
     help="Most tokens of a chunk, prompt and all.",

@@ -126,9 +126,7 @@ class Speaker:
         if not isinstance(data, Mapping):
             raise SpeakerError(f"a profile is a JSON object, got {type(data).__name__}")
         version = _version(data)
-        text, words = data.get("text"), data.get("words")
-        if not isinstance(text, str):
-            raise SpeakerError(f"'text' is {_short(text)}, expected a string")
+        text, words = _text(data.get("text"), "'text'"), data.get("words")
         if not isinstance(words, (list, tuple)) or not words:
             raise SpeakerError("'words' is missing or empty, expected a list of the words said")
         known = {"text", "words", "interface_version", "version", "global_features", "codec"}
@@ -195,7 +193,7 @@ class Speaker:
                 f"(made for {MODELS[self.version]}), but codec {codec.name!r} has {codec.n_codebooks}; "
                 f"use the codec of that model"
             )
-        largest = int(self.codes.max())
+        largest = int(self.codes.max(initial=-1))
         if largest >= codec.codebook_size:
             raise SpeakerError(
                 f"the speaker has code {largest}, but codec {codec.name!r} only has 0 to {codec.codebook_size - 1}"
@@ -247,9 +245,7 @@ def _version(data: Mapping[str, Any]) -> int:
 def _word(data: Any, version: int, where: str) -> Word:
     if not isinstance(data, Mapping):
         raise SpeakerError(f"{where} is {_short(data)}, expected an object")
-    text, duration = data.get("word"), data.get("duration")
-    if not isinstance(text, str):
-        raise SpeakerError(f"{where}: 'word' is {_short(text)}, expected a string")
+    text, duration = _text(data.get("word"), f"{where}: 'word'"), data.get("duration")
     where = f"{where} ({text[:20]!r})"
     if not isinstance(duration, (int, float)) or isinstance(duration, bool) or not 0 <= duration < 100:
         raise SpeakerError(f"{where}: 'duration' is {_short(duration)}, expected seconds")
@@ -261,6 +257,14 @@ def _word(data: Any, version: int, where: str) -> Word:
     known = {"word", "duration", "features", *keys}
     extra = {key: value for key, value in data.items() if key not in known}
     return Word(text, duration, rows, _features(data.get("features"), f"{where}: 'features'"), MappingProxyType(extra))
+
+
+def _text(text: Any, where: str) -> str:
+    if not isinstance(text, str):
+        raise SpeakerError(f"{where} is {_short(text)}, expected a string")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise SpeakerError(f"{where} is {_short(text)}, which is not valid Unicode: it has half of a character")
+    return text
 
 
 def _codes(codes: Any, version: int, where: str) -> Iterator[int]:
