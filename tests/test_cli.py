@@ -661,6 +661,16 @@ def test_doctor():
     assert any(line[:3] == ["device", "CPU", "(cpu):"] for line in lines)
 
 
+def test_doctor_without_portaudio(tmp_path, monkeypatch):
+    """sounddevice is installed, but cannot be imported."""
+    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
+    (tmp_path / "sounddevice-1.0.dist-info").mkdir()
+    (tmp_path / "sounddevice-1.0.dist-info" / "METADATA").write_text("Name: sounddevice\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    assert "sounddevice       1.0, but PortAudio library not found (only needed for --play)\n" in run("doctor").stdout
+
+
 def test_doctor_tells_of_the_environment():
     assert "native kernels    off (VOCODER_KERNELS)\n" in run("doctor", kernels="off").stdout
 

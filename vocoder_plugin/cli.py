@@ -330,19 +330,15 @@ def doctor(codec_files: tuple[str, ...], device: str | None) -> None:
     For each of CODEC_FILES, tell the memory that it takes on a device, and the operations that the
     device lacks, which run on the CPU.
     """
-    import importlib.metadata
     import platform
 
     from . import ggml, kernels
 
     click.echo(f"vocoder-plugin    {__version__}")
     click.echo(f"python            {platform.python_version()} on {platform.platform()}")
-    for name in ("llama-cpp-python", "ggml-python", "gguf", "numpy", "soundfile", "soxr", "sounddevice"):
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version = "missing" + (" (only needed for --play)" if name == "sounddevice" else "")
-        click.echo(f"{name:<17} {version}")
+    for name in ("llama-cpp-python", "ggml-python", "gguf", "numpy", "soundfile", "soxr"):
+        click.echo(f"{name:<17} {installed(name) or 'missing'}")
+    click.echo(f"sounddevice       {state_of_sounddevice()} (only needed for --play)")
     library = ggml.library()
     click.echo(f"libggml           {library.version}, {library.path}")
     names = kernels.available()
@@ -361,6 +357,28 @@ def doctor(codec_files: tuple[str, ...], device: str | None) -> None:
         device = next((found.name for found in library.devices() if found.kind in ("gpu", "igpu")), None)
     for file in codec_files:
         click.echo(f"codec             {fit_of(file, device)}")
+
+
+def installed(package: str) -> str | None:
+    """A package's version."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def state_of_sounddevice() -> str:
+    """Its version, and why it cannot be used: it looks for PortAudio when it is imported."""
+    version = installed("sounddevice")
+    if version is None:
+        return "missing"
+    try:
+        import sounddevice  # noqa: F401
+    except (ImportError, OSError) as error:
+        return f"{version}, but {error}"
+    return version
 
 
 def fit_of(file: str, device: str | None) -> str:
