@@ -335,14 +335,18 @@ def test_an_input_is_never_overwritten(fixtures, wav_file, small_dac_file, tmp_p
     assert source.read_bytes() == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
 @pytest.mark.parametrize("command", ["encode", "convert"])
 def test_outputs_that_are_no_files(fixtures, wav_file, small_dac_file, tmp_path, command):
-    (tmp_path / "out.npz").mkdir()
+    """A folder; a named pipe, which stands for devices such as /dev/null (the superuser could lose that one)."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     args = ["convert", "dac", fixtures / "small_dac.pth"]
     if command == "encode":
         args = ["encode", wav_file, "--codec", small_dac_file]
-    for out in (tmp_path / "out.npz", os.devnull):
+    for out in (tmp_path / "folder", tmp_path / "pipe"):
         assert refusal(run(*args, out, "--force")) == f"{out} is no ordinary file; name another output"
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_folder_that_cannot_be_written_to(codes_file, tmp_path, monkeypatch):
@@ -972,7 +976,7 @@ def test_no_samples_to_a_terminal(codes_file, small_dac_file):
 
     terminal, end = pty.openpty()
     try:
-        result = run_process("decode", codes_file, "-", "--codec", small_dac_file, "--raw", stdout=end)
+        result = run_process("decode", codes_file, "-", "--codec", small_dac_file, "--raw", stdout=end, timeout=60)
     finally:
         os.close(end)
         os.close(terminal)

@@ -207,7 +207,7 @@ def mimi_codebooks(codec_file: str, wanted: int | None, present: int) -> int | N
 
 
 def chunk_frames(codec: Any, *, small: bool) -> int | None:
-    """Frames to decode at a time: few for a stream; else many, as progress is told; None for all, where it matters."""
+    """Frames to decode at a time: few for a stream, else what progress is told by; None where pieces change samples."""
     if small:
         return STREAMING_FRAMES
     return round(PIECE_SECONDS * codec.frame_rate) if codec.exact_streams else None

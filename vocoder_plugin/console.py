@@ -104,9 +104,10 @@ def sound_pieces(audio: str, *, streaming: bool) -> Iterator[tuple[int, Iterator
             done = 0
             for block in blocks:
                 try:
-                    yield as_mono(block, first=done)
+                    samples = as_mono(block, first=done)
                 except AudioError as error:
                     raise AudioError(f"{audio}: {error}") from None
+                yield samples
                 done += len(block)
                 progress.show(f"{done / sound.samplerate:.1f} of {sound.frames / sound.samplerate:.1f} s of audio")
 
