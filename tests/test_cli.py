@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,9 +113,16 @@ def test_wrong_usage(args):
     assert "Usage: " in result.stderr
 
 
-@pytest.mark.parametrize(("option", "value"), [("--threads", "0"), ("--threads", "two")])
+@pytest.mark.parametrize(("option", "value"), [("--threads", "0"), ("--threads", "two"), ("--threads", "513")])
 def test_wrong_option_values(codes_file, small_dac_file, tmp_path, option, value):
     result = run("decode", codes_file, tmp_path / "out.wav", "--codec", small_dac_file, option, value)
+    assert result.exit_code == 2
+    assert option in result.stderr
+
+
+@pytest.mark.parametrize(("option", "value"), [("--n-ctx", "63"), ("--n-ctx", 1 << 32), ("--seed", "-1")])
+def test_wrong_values_for_an_llm(llm_file, small_dac_file, tmp_path, option, value):
+    result = generate(llm_file, small_dac_file, tmp_path / "out.wav", "--prompt-file", "none", option, value)
     assert result.exit_code == 2
     assert option in result.stderr
 
@@ -253,6 +261,17 @@ def test_encode_of_a_bad_file(tmp_path, small_dac_file, content):
     assert not (tmp_path / "codes.npz").exists()
 
 
+def test_encode_names_a_sample_that_is_no_number(tmp_path, small_dac_file, monkeypatch):
+    """By its place in the file, though the file is read in pieces."""
+    monkeypatch.setattr("vocoder_plugin.console.PIECE_SECONDS", 0.1)
+    samples = np.zeros(24000, np.float32)
+    samples[20_000] = np.nan
+    soundfile.write(tmp_path / "in.wav", samples, 24000, subtype="FLOAT")
+    for options in ([], ["--streaming"]):
+        result = run("encode", tmp_path / "in.wav", tmp_path / "out.npz", "--codec", small_dac_file, *options)
+        assert refusal(result) == f"{tmp_path / 'in.wav'}: sample 20000 of the audio is not a finite number"
+
+
 def test_encode_of_no_samples(tmp_path, small_dac_file):
     soundfile.write(tmp_path / "empty.wav", np.empty(0), 24000)
     result = run("encode", tmp_path / "empty.wav", tmp_path / "codes.npz", "--codec", small_dac_file)
@@ -301,6 +320,46 @@ def test_existing_outputs_are_refused(codes_file, wav_file, small_dac_file, tmp_
     assert_done(run(command, source, out, "--codec", small_dac_file, "--force"))
     assert out.read_bytes().startswith(magic)
     assert os.listdir(out.parent) == [name]
+
+
+@pytest.mark.parametrize("command", ["encode", "convert", "features"])
+def test_an_input_is_never_overwritten(fixtures, wav_file, small_dac_file, tmp_path, command):
+    source = tmp_path / "source"
+    source.write_bytes((fixtures / "small_dac.pth" if command == "convert" else wav_file).read_bytes())
+    (tmp_path / "link").symlink_to(source)
+    before = source.read_bytes()
+    args = ["convert", "dac"] if command == "convert" else [command, "--codec", small_dac_file]
+    for out in (source, tmp_path / "link"):
+        message = refusal(run(*args, source, out, "--force"))
+        assert message == f"{out} is an input of this command; name another output"
+    assert source.read_bytes() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+@pytest.mark.parametrize("command", ["encode", "convert"])
+def test_outputs_that_are_no_files(fixtures, wav_file, small_dac_file, tmp_path, command):
+    """A folder; a named pipe, which stands for devices such as /dev/null (the superuser could lose that one)."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    args = ["convert", "dac", fixtures / "small_dac.pth"]
+    if command == "encode":
+        args = ["encode", wav_file, "--codec", small_dac_file]
+    for out in (tmp_path / "folder", tmp_path / "pipe"):
+        assert refusal(run(*args, out, "--force")) == f"{out} is no ordinary file; name another output"
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_folder_that_cannot_be_written_to(codes_file, tmp_path, monkeypatch):
+    """Said before the codec is loaded. (The superuser may write anywhere, and may run this test.)"""
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    said = refusal(run("decode", codes_file, tmp_path / "out.wav", "--codec", "none.gguf"))
+    assert said == f"{tmp_path}: this folder cannot be written to"
+
+
+def test_convert_does_not_write_to_standard_output(fixtures):
+    result = run("convert", "dac", fixtures / "small_dac.pth", "-")
+    assert result.exit_code == 2
+    assert "cannot go to standard output" in result.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
@@ -535,6 +594,17 @@ def test_prompts_refused(llm_file, small_dac_file, prompt, message):
     assert refusal(result).startswith(message)
 
 
+def test_byte_order_mark_of_a_prompt(llm_file, small_dac_file):
+    """As Windows' editors write it: the model does not see it."""
+    options = "--prompt-file", "-", "--seed", 1, "--max-tokens", 200, "--n-ctx", 512
+    plain, marked = (
+        generate(llm_file, small_dac_file, "-", *options, stdin=mark + PROMPT.encode()).stdout_bytes
+        for mark in (b"", b"\xef\xbb\xbf")
+    )
+    assert plain[:4] == b"RIFF"
+    assert marked == plain
+
+
 def test_missing_prompt(llm_file, small_dac_file, tmp_path):
     path = tmp_path / "none.txt"
     result = generate(llm_file, small_dac_file, tmp_path / "out.wav", "--prompt-file", path)
@@ -593,6 +663,16 @@ def test_doctor():
     assert os.path.exists(" ".join(library[2:]))
     assert lines[names.index("native")][2:3] == (kernels.available()[:1] or ["none:"])
     assert any(line[:3] == ["device", "CPU", "(cpu):"] for line in lines)
+
+
+def test_doctor_without_portaudio(tmp_path, monkeypatch):
+    """sounddevice is installed, but cannot be imported."""
+    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
+    (tmp_path / "sounddevice-1.0.dist-info").mkdir()
+    (tmp_path / "sounddevice-1.0.dist-info" / "METADATA").write_text("Name: sounddevice\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    assert "sounddevice       1.0, but PortAudio library not found (only needed for --play)\n" in run("doctor").stdout
 
 
 def test_doctor_tells_of_the_environment():
@@ -857,6 +937,21 @@ def test_progress_on_a_terminal_only(codes_file, small_dac_file, tmp_path):
     assert shown.endswith(b")\r\n")
 
 
+def test_progress_of_a_long_clip(codes_file, small_dac_file, tmp_path, monkeypatch):
+    """Told on the way, with the same samples as at once."""
+    outputs = [tmp_path / "once.wav", tmp_path / "told.wav"]
+    assert_done(run("decode", codes_file, outputs[0], "--codec", small_dac_file))
+    monkeypatch.setattr("vocoder_plugin.cli.PIECE_SECONDS", 1.0)
+    monkeypatch.setattr("vocoder_plugin.console.on_terminal", lambda: True)
+    result = run("decode", codes_file, outputs[1], "--codec", small_dac_file)
+    told = [float(seconds) for seconds in re.findall(r"(\d\.\d) of 3\.7 s of audio", result.stderr)]
+    assert len(told) == 4
+    assert told == sorted(set(told))
+    samples = [soundfile.read(output, dtype="int16")[0].astype(int) for output in outputs]
+    assert samples[0].shape == samples[1].shape
+    assert np.abs(samples[0] - samples[1]).max() <= 1
+
+
 def test_pipes(wav_file, small_dac_file, small_dac, tmp_path):
     encoded = run_process("encode", "-", tmp_path / "codes.npz", "--codec", small_dac_file, stdin=wav_file.read_bytes())
     assert (encoded.returncode, encoded.stdout) == (0, b"")
@@ -866,6 +961,46 @@ def test_pipes(wav_file, small_dac_file, small_dac, tmp_path):
     samples, rate = soundfile.read(io.BytesIO(decoded.stdout))
     assert (samples.size, rate) == (small_dac.decoded_length(75), 24000)
     assert decoded.stderr.count(b"\n") == 1
+
+
+def test_codes_through_a_pipe(codes_file, small_dac_file):
+    decoded = [run("decode", source, "-", "--codec", small_dac_file, "--raw", stdin=codes_file.read_bytes())
+               for source in (codes_file, "-")]  # fmt: skip
+    assert decoded[1].exit_code == 0, decoded[1].stderr
+    assert decoded[1].stdout_bytes == decoded[0].stdout_bytes != b""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
+def test_no_samples_to_a_terminal(codes_file, small_dac_file):
+    import pty
+
+    terminal, end = pty.openpty()
+    try:
+        result = run_process("decode", codes_file, "-", "--codec", small_dac_file, "--raw", stdout=end, timeout=60)
+    finally:
+        os.close(end)
+        os.close(terminal)
+    assert result.returncode == 1
+    assert result.stderr.startswith(b"Error: standard output is a terminal; ")
+    assert result.stderr.count(b"\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("closed", "status", "said"),
+    [
+        ("<&-", 1, "Error: standard input is closed\n"),
+        (">&-", 1, "Error: standard output is closed\n"),
+        ("2>&- >/dev/null", 0, ""),
+        (">/dev/full", 1, "Error: No space left on device\n"),
+    ],
+)
+def test_standard_streams_that_fail(codes_file, small_dac_file, closed, status, said):
+    source = "-" if closed == "<&-" else str(codes_file)
+    command = f'"$0" -m vocoder_plugin.cli decode "$1" - --codec "$2" --raw {closed}'
+    shell = ["sh", "-c", command, sys.executable, source, str(small_dac_file)]
+    result = subprocess.run(shell, check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (status, said)
 
 
 def test_generate_in_a_process(llm_file, small_dac_file):
@@ -911,7 +1046,7 @@ def test_ctrl_c_while_writing(monkeypatch, codes_file, small_dac_file, tmp_path)
     def interrupted(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vocoder_plugin.audio.write_audio", interrupted)
+    monkeypatch.setattr("vocoder_plugin.console.write_audio", interrupted)
     (tmp_path / "out.wav").write_bytes(b"precious")
     result = run("decode", codes_file, tmp_path / "out.wav", "--codec", small_dac_file, "--force")
     assert result.exit_code == 130

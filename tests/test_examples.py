@@ -1,4 +1,4 @@
-"""The examples as a user runs them, without models of their own, and the code in docs/live.md."""
+"""The examples as a user runs them, without models of their own, and the code in the README and docs/."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from speaking_llm import FRAMES, word_script, write_speaking_llm
 from tiny_llm import byte_tokens, dictate, outetts_1_tokens, speaker_script
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-DOCUMENTED = re.findall(r"```python\n(.*?)```", (ROOT / "docs/live.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def python_in(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+DOCUMENTED = python_in("docs/live.md")
 PROMPT = "<|im_start|>\n<|text_start|>The cat watched<|text_end|>\n<|audio_start|>\n"
 
 
@@ -75,3 +82,42 @@ def test_documented_code(llm, small_dac, fixtures, expected, monkeypatch, code):
     samples = np.concatenate(played)
     assert samples.shape == expected.shape
     assert np.allclose(samples, expected, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def named_files(tmp_path, monkeypatch, small_dac_file, fixtures):
+    """A folder with small files under the names that the README and docs/outetts.md use."""
+    write_speaking_llm(tmp_path / "OuteTTS-1.0-0.6B-Q8_0.gguf", word_script())
+    (tmp_path / "dac-24khz-1.5kbps-f16.gguf").symlink_to(small_dac_file)
+    (tmp_path / "me.wav").write_bytes((fixtures / "spoken_1.ogg").read_bytes())
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("named_files")
+def test_readme(small_dac, small_reference):
+    """Its two pieces of code, one after the other, give the shapes that their comments say."""
+    load, generate = python_in("README.md")
+    played: list[np.ndarray] = []
+    names = {"audio": np.stack([small_reference["wav"]] * 2, axis=1), "play": played.append}
+    exec(load, names)
+    assert names["codes"].shape == (2, 75) and names["codes"].dtype == np.int32
+    assert names["audio"].shape == (75 * 320 - 8,) and names["audio"].dtype == np.float32
+    prompt = "<|im_start|>\n<|text_start|>a<|text_end|>\n<|audio_start|>\n"
+    names["prompt_tokens"] = names["llm"].tokenize(prompt.encode(), add_bos=False, special=True)
+    exec(generate, names)
+    expected = small_dac.decode(np.array(FRAMES, np.int32).T)
+    assert np.allclose(np.concatenate(played), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("named_files")
+def test_code_of_outetts(small_dac):
+    import llama_cpp
+
+    (code,) = python_in("docs/outetts.md")
+    played: list[np.ndarray] = []
+    llm = llama_cpp.Llama("OuteTTS-1.0-0.6B-Q8_0.gguf", n_ctx=4096, verbose=False)
+    names = {"llm": llm, "codec": small_dac, "play": played.append}
+    exec(code, names)
+    assert Path("me.json").is_file()
+    assert names["prompt"].startswith("<|im_start|>\n<|text_start|>What I say in the clip. Hello there.<|text_end|>")
+    assert np.allclose(np.concatenate(played), small_dac.decode(np.array(FRAMES, np.int32).T), rtol=0, atol=1e-5)

@@ -20,10 +20,11 @@ QUALITY = "HQ"  # of soxr
 BLOCK = 1 << 16  # samples written at a time: libvorbis keeps what one call brings on the stack, and overflows it
 
 
-def as_mono(audio: np.ndarray) -> np.ndarray:
+def as_mono(audio: np.ndarray, *, first: int = 0) -> np.ndarray:
     """Float32 [n] of float or integer audio [n] or [n, channels]; integers are scaled to [-1, 1].
 
-    Raises AudioError for other types or shapes and for values that are not finite.
+    Raises AudioError for other types or shapes and for values that are not finite; it counts samples
+    from ``first``, of a piece that begins there.
     """
     audio = np.asarray(audio)
     if audio.dtype.kind == "i":
@@ -37,7 +38,7 @@ def as_mono(audio: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused as such
         audio = np.ascontiguousarray(audio, np.float32)
     if not np.isfinite(audio).all():
-        raise AudioError(f"sample {np.flatnonzero(~np.isfinite(audio))[0]} of the audio is not a finite number")
+        raise AudioError(f"sample {first + np.flatnonzero(~np.isfinite(audio))[0]} of the audio is not a finite number")
     return audio
 
 
@@ -97,13 +98,20 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[Any]:
     if source == "-":
         import io
 
-        source = io.BytesIO(sys.stdin.buffer.read())
+        source = io.BytesIO(standard_input())
     elif not Path(path).exists():
         raise AudioError(f"{path}: there is no such file")
     with _told(path):
         sound = soundfile.SoundFile(source)
     with sound:
         yield sound
+
+
+def standard_input() -> bytes:
+    """All of it; AudioError where it is closed."""
+    if sys.stdin is None:
+        raise AudioError("standard input is closed")
+    return sys.stdin.buffer.read()
 
 
 def audio_blocks(sound: Any, seconds: float, *, path: str) -> Iterator[np.ndarray]:

@@ -1,32 +1,43 @@
-"""The command line. The only module that prints or reads the environment."""
+"""The command line: info, encode, decode, generate and doctor, and the commands of the other modules."""
 
 from __future__ import annotations
 
+import io
 import os
-import sys
-import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import numpy as np
 
 from . import __version__
+from .audio import standard_input
 from .build_commands import build_llama
+from .console import (
+    PIECE_SECONDS,
+    Progress,
+    audio_output,
+    check_output,
+    check_sound_output,
+    load_codec,
+    load_llm,
+    output_file,
+    read_text,
+    say,
+    sound_pieces,
+)
 from .convert_commands import convert
 from .errors import VocoderError
 from .mimi_commands import features
-from .options import codebooks_option, force_option, precision_option
+from .options import codebooks_option, codec_option, device_options, force_option, llm_options, play_option, raw_option
+from .outetts.commands import create_speaker, speak, speaker
 
 WHOLE_CLIP = 1 << 30  # frames of lookahead
 FILE_ERRORS = (VocoderError, OSError)
-F = TypeVar("F", bound=Callable[..., Any])
-Write = Callable[[np.ndarray], Any]
-PIECE_SECONDS = 10.0  # of sound that `encode` and `features` push at a time
 STREAMING_FRAMES = 48  # of a chunk that `decode --streaming` writes
 
 
@@ -39,9 +50,16 @@ class OneLineErrors(click.Group):
         except BrokenPipeError:
             raise  # whoever read our output has enough: click ends quietly, with status 1
         except FILE_ERRORS as error:
-            raise click.ClickException(" ".join(str(error).split())) from None
+            raise click.ClickException(" ".join(told(error).split())) from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
+
+
+def told(error: Exception) -> str:
+    """What an error says, without the system's number for it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,152 +76,8 @@ def main() -> None:
     """
 
 
-def codec_options(command: F) -> F:
-    """--codec, --device, --threads and --precision, as every command that runs a codec takes them."""
-    for option in (
-        precision_option,
-        click.option("--threads", type=click.IntRange(1), help="Threads on a CPU device. [default: usable cores]"),
-        click.option("--device", help="Device to run on, such as CPU or Vulkan0; see `doctor`. [default: CPU]"),
-        click.option("--codec", "codec_file", required=True, type=click.Path(), help="Codec GGUF file; see `convert`."),
-    ):
-        command = option(command)
-    return command
-
-
-def load_codec(
-    path: str, device: str | None, threads: int | None, llm: Any = None, *, codebooks: int | None = None
-) -> Any:
-    from .codec import Codec
-
-    kernels = os.environ.get("VOCODER_KERNELS") or None
-    precision = click.get_current_context().meta["precision"]
-    options = {} if codebooks is None else {"n_codebooks": codebooks}
-    try:
-        return Codec.load(
-            path, llm=llm, device=device, n_threads=threads, kernels=kernels, precision=precision, **options
-        )
-    except ValueError as error:  # of the number of codebooks; click has checked the others
-        raise VocoderError(f"{path}: {error}") from None
-
-
-@contextmanager
-def output_file(target: str, *, force: bool) -> Iterator[Any]:
-    """A binary file that takes the target's place only when the block ends well; ``-`` is standard output."""
-    if target == "-":
-        import io
-
-        buffer = io.BytesIO()  # sound file headers need seeking back
-        yield buffer
-        sys.stdout.buffer.write(buffer.getvalue())
-        sys.stdout.buffer.flush()
-        return
-    check_output(target, force=force)
-    path = Path(target)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def check_output(target: str, *, force: bool) -> None:
-    """Refuse early what could not be written later."""
-    if target == "-":
-        return
-    path = Path(target)
-    if path.exists() and not force:
-        raise VocoderError(f"{target} exists already; use --force to overwrite it")
-    if not path.parent.is_dir():
-        raise VocoderError(f"{path.parent}: there is no such folder")
-
-
-def say(message: str) -> None:
-    click.echo(message, err=True)
-
-
-# -- sound while it is being made
-
-
-@contextmanager
-def audio_output(
-    out: str | None, codec: Any, *, streaming: bool, raw: bool = False, play: bool = False, force: bool = False
-) -> Iterator[Write]:
-    """A function that takes samples: to a file, a pipe, the loudspeaker.
-
-    A streaming file grows with every call and stays when the block is left early; any other appears
-    when the block ends well.
-    """
-    from .audio import audio_format, write_audio
-    from .output import GrowingFile, Player, RawPipe
-
-    writes: list[Write] = []
-    with ExitStack() as stack:
-        if play:
-            writes.append(stack.enter_context(Player(codec.sample_rate)).write)
-        if raw:
-            writes.append(RawPipe(sys.stdout.buffer).write)
-        elif streaming and out is not None:
-            file = stack.enter_context(GrowingFile(out, codec.sample_rate, format=audio_format(out)))
-            stack.enter_context(kept_when_interrupted(file, out, codec.sample_rate))
-            writes.append(file.write)
-        parts: list[np.ndarray] = []
-        if out is not None and not (raw or streaming):
-            writes.append(parts.append)
-
-        def write(samples: np.ndarray) -> None:
-            if samples.size:
-                for each in writes:
-                    each(samples)
-
-        yield write
-        if parts:
-            with output_file(str(out), force=force) as target:
-                write_audio(target, np.concatenate(parts), codec.sample_rate, format=audio_format(str(out)))
-
-
-@contextmanager
-def kept_when_interrupted(file: Any, out: str, sample_rate: int) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        if file.n_samples:
-            say(f"interrupted: {out} keeps the first {file.n_samples / sample_rate:.2f} s")
-        raise
-
-
-def check_streaming(out: str | None, *, streaming: bool, raw: bool, option: str) -> None:
-    """Refuse what cannot be streamed."""
-    if raw and out != "-":
-        raise click.UsageError("--raw writes to standard output only: give - as the output")
-    if streaming and not raw and out == "-":
-        raise click.UsageError(f"the header of a wav needs its length: use --raw, or leave out {option}")
-
-
-class Progress:
-    """One line on standard error that tells how far the work is; nothing where that is no terminal."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-
-    def show(self, line: str) -> None:
-        if self._terminal:
-            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.show("")
-
-
-main.add_command(build_llama)
-main.add_command(convert)
-main.add_command(features)
+for command in (build_llama, convert, create_speaker, features, speak, speaker):
+    main.add_command(command)
 
 
 # -- info
@@ -243,28 +117,11 @@ def info(file: str, tensors: bool) -> None:
 # -- encode, decode
 
 
-@contextmanager
-def sound_pieces(audio: str, *, streaming: bool) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
-    """A sound file's rate, and its mono samples in pieces; with ``streaming`` each is read when it is wanted."""
-    from .audio import as_mono, audio_blocks, open_audio
-
-    with open_audio(audio) as sound, Progress() as progress:
-
-        def told(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-            done = 0
-            for block in blocks:
-                yield as_mono(block)
-                done += len(block)
-                progress.show(f"{done / sound.samplerate:.1f} of {sound.frames / sound.samplerate:.1f} s of audio")
-
-        blocks = audio_blocks(sound, PIECE_SECONDS, path=audio)
-        yield sound.samplerate, told(blocks if streaming else list(blocks))
-
-
 @main.command()
 @click.argument("audio", type=click.Path())
 @click.argument("out", type=click.Path())
-@codec_options
+@codec_option
+@device_options
 @codebooks_option
 @click.option("--streaming", is_flag=True, help="Read AUDIO piece by piece, in little memory; the codes are the same.")
 @force_option
@@ -281,7 +138,7 @@ def encode(
     All 32 codebooks of Mimi:  vocoder-plugin encode in.wav codes.npz --codec mimi.gguf --codebooks 32
     Hours of sound:            vocoder-plugin encode long.flac codes.npz --codec mimi.gguf --streaming
     """
-    check_output(out, force=force)
+    check_output(out, force=force, inputs=[audio, codec_file])
     with load_codec(codec_file, device, threads, codebooks=codebooks) as codec:
         with (
             sound_pieces(audio, streaming=streaming) as (rate, pieces),
@@ -301,16 +158,17 @@ def encode(
 @main.command()
 @click.argument("codes", type=click.Path())
 @click.argument("out", type=click.Path())
-@codec_options
+@codec_option
+@device_options
 @codebooks_option
 @click.option("--streaming", is_flag=True, help="Let OUT grow chunk by chunk, in little memory; Ctrl-C keeps it.")
-@click.option("--raw", is_flag=True, help="With OUT -: 16-bit little-endian mono samples, chunk by chunk, no header.")
+@raw_option
 @force_option
 def decode(
     codes: str, out: str, codec_file: str, device: str | None, threads: int | None, codebooks: int | None,
     streaming: bool, raw: bool, force: bool,
 ) -> None:  # fmt: skip
-    """Decode the codes in CODES (.npz, as `encode` writes it) to OUT.
+    """Decode the codes in CODES (.npz, as `encode` writes it; - for standard input) to OUT.
 
     OUT is a .wav, .flac or .ogg file, or - for wav on standard output. It appears when it is
     complete, or with --streaming grows from the start; the samples of exact codecs (DAC, Mimi) are the same.
@@ -319,11 +177,7 @@ def decode(
     \b
     Play without a file:  vocoder-plugin decode codes.npz - --codec dac.gguf --raw | aplay -f S16_LE -r 24000
     """
-    from .audio import audio_format
-
-    check_streaming(out, streaming=streaming, raw=raw, option="--streaming")
-    audio_format(out)
-    check_output(out, force=force)
+    check_sound_output(out, raw=raw, force=force, streaming=streaming, option="--streaming")
     array = read_codes(codes)
     if codebooks is not None and codebooks > len(array):
         raise VocoderError(f"{codes}: has {len(array)} codebooks, fewer than --codebooks {codebooks}")
@@ -335,7 +189,7 @@ def decode(
             audio_output(out, codec, streaming=streaming, raw=raw, force=force) as write,
             Progress() as progress,
         ):
-            for samples, spent in decoded_chunks(codec, array, chunked=streaming or raw):
+            for samples, spent in decoded_chunks(codec, array, chunk_frames(codec, small=streaming or raw)):
                 write(samples)
                 seconds += spent
                 length += samples.size / codec.sample_rate
@@ -352,28 +206,39 @@ def mimi_codebooks(codec_file: str, wanted: int | None, present: int) -> int | N
     return present if is_mimi else wanted
 
 
-def decoded_chunks(codec: Any, codes: np.ndarray, *, chunked: bool) -> Iterator[tuple[np.ndarray, float]]:
-    """Samples of codes [n_codebooks, n], in chunks or at once, with the seconds that each took."""
-    if not chunked or codes.shape[1] == 0:
+def chunk_frames(codec: Any, *, small: bool) -> int | None:
+    """Frames to decode at a time: few for a stream, else what progress is told by; None where pieces change samples."""
+    if small:
+        return STREAMING_FRAMES
+    return round(PIECE_SECONDS * codec.frame_rate) if codec.exact_streams else None
+
+
+def decoded_chunks(codec: Any, codes: np.ndarray, frames: int | None) -> Iterator[tuple[np.ndarray, float]]:
+    """Samples of codes [n_codebooks, n], so many frames at a time or at once, with the seconds that each took."""
+    n = codes.shape[1]
+    if frames is None or n <= frames:
         start = time.perf_counter()
         yield codec.decode(codes), time.perf_counter() - start
         return
     with codec.decoder_stream() as stream:
-        for first in range(0, codes.shape[1], STREAMING_FRAMES):
-            chunk = codes[:, first : first + STREAMING_FRAMES]
+        for first in range(0, n, frames):
+            chunk = codes[:, first : first + frames]
             start = time.perf_counter()
-            samples = stream.push(chunk) if first + STREAMING_FRAMES < codes.shape[1] else stream.finish(chunk)
+            samples = stream.push(chunk) if first + frames < n else stream.finish(chunk)
             yield samples, time.perf_counter() - start
 
 
 def read_codes(path: str) -> np.ndarray:
-    """audio_codes [1, K, T] of an npz file -> [K, T]."""
-    if not Path(path).exists():
+    """audio_codes [1, K, T] of an npz file, - for standard input -> [K, T]."""
+    if path != "-" and not Path(path).exists():
         raise VocoderError(f"{path}: there is no such file")
-    if not zipfile.is_zipfile(path):
+    source: Any = io.BytesIO(standard_input()) if path == "-" else path
+    if not zipfile.is_zipfile(source):
         raise VocoderError(f"{path}: not an npz file; `vocoder-plugin encode` writes such files")
+    if path == "-":
+        source.seek(0)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(source, allow_pickle=False) as archive:
             array = archive.get("audio_codes")
     except Exception as error:  # zipfile and zlib have errors of their own
         raise VocoderError(f"{path}: a damaged npz file ({error})") from None
@@ -389,7 +254,7 @@ def read_codes(path: str) -> np.ndarray:
 
 @main.command()
 @click.option("-m", "--model", required=True, type=click.Path(), help="Speech LLM as a GGUF file.")
-@codec_options
+@codec_option
 @click.option(
     "--prompt-file", required=True, type=click.Path(), help="The prompt as the model expects it; - for standard input."
 )
@@ -398,13 +263,11 @@ def read_codes(path: str) -> np.ndarray:
     help="Sound file to write: .wav, .flac, .ogg, or - for wav on standard output. Not needed with --play.",
 )  # fmt: skip
 @click.option("--stream", is_flag=True, help="Let the file grow while the model speaks; Ctrl-C keeps what was said.")
-@click.option("--raw", is_flag=True, help="With -o -: 16-bit little-endian mono samples as they come, no header.")
-@click.option("--play", is_flag=True, help="Play while the model speaks; needs sounddevice.")
+@raw_option
+@play_option
 @click.option("--max-tokens", type=click.IntRange(1), default=8192, show_default=True, help="Most tokens to write.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.4, show_default=True)
-@click.option("--seed", type=int, help="Seed of the sampler, for the same speech again.")
-@click.option("--n-ctx", type=click.IntRange(64), default=8192, show_default=True, help="The LLM's context, in tokens.")
-@click.option("--n-gpu-layers", type=int, default=0, show_default=True, help="LLM layers on the GPU; -1 for all.")
+@llm_options
+@device_options
 @force_option
 def generate(
     model: str, codec_file: str, device: str | None, threads: int | None, prompt_file: str, out: str | None,
@@ -420,15 +283,9 @@ def generate(
     Hear it at once:   vocoder-plugin generate … --play
     Through a pipe:    vocoder-plugin generate … -o - --raw | aplay -f S16_LE -r 24000
     """
-    from .audio import audio_format
     from .llm import SpeechStream, generate_tokens
 
-    check_streaming(out, streaming=stream, raw=raw, option="--stream")
-    if out is None and not play:
-        raise click.UsageError("nowhere to put the sound: give -o FILE, or --play")
-    if out is not None:
-        audio_format(out)
-        check_output(out, force=force)
+    check_sound_output(out, raw=raw, play=play, force=force, streaming=stream, option="--stream")
     prompt = read_text(prompt_file)
     llm = load_llm(model, n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, n_threads=threads, seed=seed)
     with ExitStack() as opened:
@@ -461,29 +318,6 @@ def generate(
             say(f"warning: {report.damaged_frames} damaged frames and {report.stray_tokens} stray tokens left out")
 
 
-def read_text(path: str) -> str:
-    """A UTF-8 file, - for standard input."""
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        return data.decode("utf-8").replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise VocoderError(f"{path}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from None
-
-
-def load_llm(path: str, *, n_ctx: int, n_gpu_layers: int, n_threads: int | None, seed: int | None) -> Any:
-    import llama_cpp
-
-    if not Path(path).is_file():
-        raise VocoderError(f"{path}: there is no such file")
-    try:
-        return llama_cpp.Llama(
-            path, n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, n_threads=n_threads, n_threads_batch=n_threads,
-            seed=llama_cpp.LLAMA_DEFAULT_SEED if seed is None else seed, verbose=False,
-        )  # fmt: skip
-    except (ValueError, RuntimeError) as error:
-        raise VocoderError(f"{path}: llama.cpp cannot load it: {error}") from None
-
-
 # -- doctor
 
 
@@ -496,19 +330,15 @@ def doctor(codec_files: tuple[str, ...], device: str | None) -> None:
     For each of CODEC_FILES, tell the memory that it takes on a device, and the operations that the
     device lacks, which run on the CPU.
     """
-    import importlib.metadata
     import platform
 
     from . import ggml, kernels
 
     click.echo(f"vocoder-plugin    {__version__}")
     click.echo(f"python            {platform.python_version()} on {platform.platform()}")
-    for name in ("llama-cpp-python", "ggml-python", "gguf", "numpy", "soundfile", "soxr", "sounddevice"):
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version = "missing" + (" (only needed for --play)" if name == "sounddevice" else "")
-        click.echo(f"{name:<17} {version}")
+    for name in ("llama-cpp-python", "ggml-python", "gguf", "numpy", "soundfile", "soxr"):
+        click.echo(f"{name:<17} {installed(name) or 'missing'}")
+    click.echo(f"sounddevice       {state_of_sounddevice()} (only needed for --play)")
     library = ggml.library()
     click.echo(f"libggml           {library.version}, {library.path}")
     names = kernels.available()
@@ -529,6 +359,28 @@ def doctor(codec_files: tuple[str, ...], device: str | None) -> None:
         click.echo(f"codec             {fit_of(file, device)}")
 
 
+def installed(package: str) -> str | None:
+    """A package's version."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def state_of_sounddevice() -> str:
+    """Its version, and why it cannot be used: it looks for PortAudio when it is imported."""
+    version = installed("sounddevice")
+    if version is None:
+        return "missing"
+    try:
+        import sounddevice  # noqa: F401
+    except (ImportError, OSError) as error:
+        return f"{version}, but {error}"
+    return version
+
+
 def fit_of(file: str, device: str | None) -> str:
     """A line on what a codec would take of a device."""
     from .codec import Codec
@@ -543,10 +395,6 @@ def fit_of(file: str, device: str | None) -> str:
     weights, rest = fit.memory.weights >> 20, (fit.memory.total - fit.memory.weights) >> 20
     return f"{fit.codec} on {fit.device.name}: {weights} MiB of weights, {rest} MiB of buffers; {verdict}"
 
-
-from .outetts.commands import register  # noqa: E402  (its commands use the helpers above)
-
-register(main)
 
 if __name__ == "__main__":
     main()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from .console import check_output, on_terminal, say
 from .options import force_option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,19 +34,22 @@ def common_options(command: F) -> F:
     return command
 
 
-def run(converter: Callable[..., None], source: str, out: str, *, type_: str, **options: Any) -> None:
+def run(converter: Callable[..., None], source: str, out: str, *, type_: str, force: bool, **options: Any) -> None:
     """Convert with a progress bar, then tell the file's size."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+    if out == "-":
+        raise click.UsageError("a GGUF file cannot go to standard output: give OUT a name")
+    check_output(out, force=force, inputs=[source])
+    with Progress(console=Console(stderr=True), disable=not on_terminal(), transient=True) as bar:
         task = bar.add_task(f"converting to {type_}", total=None)
 
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        converter(source, out, type=type_, progress=progress, **options)
-    click.echo(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB", err=True)
+        converter(source, out, type=type_, progress=progress, force=force, **options)
+    say(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB")
 
 
 @convert.command("dac")

@@ -5,19 +5,18 @@ from __future__ import annotations
 import click
 import numpy as np
 
+from .console import check_output, load_codec, output_file, say, sound_pieces
 from .errors import VocoderError
-from .options import force_option, precision_option
+from .options import FiniteRange, device_options, force_option
 
 
 @click.command()
 @click.argument("audio", type=click.Path())
 @click.argument("out", type=click.Path())
 @click.option("--codec", "codec_file", required=True, type=click.Path(), help="Mimi GGUF file; see `convert mimi`.")
-@click.option("--device", help="Device to run on, such as CPU or Vulkan0; see `doctor`. [default: CPU]")
-@click.option("--threads", type=click.IntRange(1), help="Threads on a CPU device. [default: usable cores]")
-@precision_option
+@device_options
 @click.option(
-    "--frame-rate", type=click.FloatRange(0.1, 1000), metavar="HZ",
+    "--frame-rate", type=FiniteRange(0.1, 1000), metavar="HZ",
     help="Features a second, interpolated linearly. [default: Mimi's 12.5]",
 )  # fmt: skip
 @click.option(
@@ -37,9 +36,7 @@ def features(
     \b
     As turn-taking models take them:  vocoder-plugin features in.wav out.npy --codec mimi.gguf --frame-rate 10
     """
-    from .cli import check_output, load_codec, output_file, sound_pieces
-
-    check_output(out, force=force)
+    check_output(out, force=force, inputs=[audio, codec_file])
     with load_codec(codec_file, device, threads) as codec:
         if not hasattr(codec, "encode_latents"):
             raise VocoderError(f"{codec_file}: has no continuous features; they are Mimi's")
@@ -53,4 +50,4 @@ def features(
             raise VocoderError("there are no samples to encode")
         with output_file(out, force=force) as file:
             np.save(file, latents)
-        click.echo(f"{latents.shape[0]} frames of {latents.shape[1]} values, {per_second:g} a second", err=True)
+        say(f"{latents.shape[0]} frames of {latents.shape[1]} values, {per_second:g} a second")

@@ -1,41 +1,35 @@
-"""The commands for OuteTTS: speak, create-speaker, speaker show. ``register`` adds them to the command line."""
+"""The commands for OuteTTS: speak, create-speaker, speaker."""
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-import numpy as np
 
+from .. import hub
+from ..audio import audio_format, write_audio
+from ..console import (
+    Progress,
+    audio_output,
+    check_output,
+    check_sound_output,
+    load_codec,
+    load_llm,
+    on_terminal,
+    output_file,
+    read_text,
+    say,
+)
 from ..errors import VocoderError
-from ..options import force_option, precision_option
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def register(group: click.Group) -> None:
-    for command in (speak, create_speaker, speaker):
-        group.add_command(command)
-
-
-def device_options(command: F) -> F:
-    """--device, --threads, --precision and --offline."""
-    for option in (
-        precision_option,
-        click.option("--offline", is_flag=True, help="Take hub files from the cache only."),
-        click.option("--threads", type=click.IntRange(1), help="Threads on a CPU device. [default: usable cores]"),
-        click.option("--device", help="Device of the codec, such as CPU or Vulkan0; see `doctor`."),
-    ):
-        command = option(command)
-    return command
-
+from ..options import FiniteRange, device_options, force_option, llm_options, play_option, raw_option
+from . import create, profiles, speech
+from .sampler import Sampling
 
 codec_help = "Codec GGUF file, or owner/repo/file.gguf on the hub."
+offline_option = click.option("--offline", is_flag=True, help="Take hub files from the cache only.")
 
 
 @contextmanager
@@ -43,19 +37,13 @@ def warnings_told() -> Iterator[None]:
     """Warnings of the package go to standard error, a line each."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_args, **_options: tell(f"warning: {message}")
+        warnings.showwarning = lambda message, *_args, **_options: say(f"warning: {message}")
         yield
 
 
-def tell(message: str) -> None:
-    click.echo(message, err=True)
-
-
 def open_codec(name: str, device: str | None, threads: int | None, *, offline: bool, llm: Any = None) -> Any:
-    from ..cli import load_codec
-    from ..hub import local_or_fetch
-
-    return load_codec(str(local_or_fetch(name, offline=offline, progress=sys.stderr.isatty())), device, threads, llm)
+    path = hub.local_or_fetch(name, offline=offline, progress=on_terminal())
+    return load_codec(str(path), device, threads, llm)
 
 
 # -- speak
@@ -77,27 +65,18 @@ def open_codec(name: str, device: str | None, threads: int | None, *, offline: b
 @click.option(
     "-o", "--out", "--output", "out", help="Sound file to write: .wav, .flac, .ogg, or - for standard output."
 )
-@click.option("--raw", is_flag=True, help="Write 16-bit samples without a header, as they come.")
-@click.option("--play", is_flag=True, help="Play the speech as it comes.")
+@raw_option
+@play_option
 @click.option("--guided", is_flag=True, help="Force the words of the text, in order (OuteTTS 1.0).")
 @click.option("--voice", help="A description of the voice (OuteTTS 0.2 and 0.3).")
-@click.option("--loudness", type=click.FloatRange(-60, 0), help="Bring the speaker to so many LUFS, such as -18.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.4, show_default=True)
-@click.option("--seed", type=int, help="Seed of the sampler, for the same speech again.")
+@click.option("--loudness", type=FiniteRange(-60, 0), help="Bring the speaker to so many LUFS, such as -18.")
 @click.option(
-    "--max-length",
-    type=click.IntRange(1),
-    default=8192,
-    show_default=True,
+    "--max-length", type=click.IntRange(1), default=8192, show_default=True,
     help="Most tokens of a chunk, prompt and all.",
-)
-@click.option(
-    "--n-ctx", "-c", type=click.IntRange(64), default=8192, show_default=True, help="The model's context, in tokens."
-)
-@click.option(
-    "--n-gpu-layers", "-ngl", type=int, default=0, show_default=True, help="Model layers on the GPU; -1 for all."
-)
+)  # fmt: skip
+@llm_options
 @device_options
+@offline_option
 @force_option
 def speak(
     text: str | None, prompt: str | None, text_file: str | None, model: str | None, hub_model: str | None,
@@ -107,45 +86,45 @@ def speak(
 ) -> None:  # fmt: skip
     """Say TEXT (- for standard input) with an OuteTTS model, in a speaker's voice.
 
-    llama-tts's flags are understood: -m, -mv, --tts-speaker-file, -p, -o, -c, -ngl.
-    """
-    from ..audio import audio_format
-    from ..cli import check_output, load_llm
-    from . import profiles
-    from .sampler import Sampling
-    from .speech import speak as speak_text
+    The file grows while the model speaks: it can be played at any time, and an error or Ctrl-C leaves what has been
+    said so far. llama-tts's flags are understood: -m, -mv, --tts-speaker-file, -p, -o, -c, -ngl.
 
+    \b
+    A voice of your own:  vocoder-plugin speak "Hello." -m llm.gguf --codec dac.gguf --speaker me.json -o hello.wav
+    A book, at once:      vocoder-plugin speak --file book.txt -m llm.gguf --codec dac.gguf --speaker me.json --play
+    """
     said = given_text(text, prompt, text_file)
     if (model is None) == (hub_model is None):
         raise VocoderError("name one model, with --model FILE or --hf REPO")
-    if out is None and not play:
-        raise VocoderError("nowhere to go: give --out FILE, --play, or both")
+    check_sound_output(out, raw=raw, play=play, force=force)
     if speaker_name is None:
         raise VocoderError(f"no speaker was named; {profiles.available()}; or let the model choose with --speaker none")
-    if out is not None:
-        if not raw:
-            audio_format(out)
-        check_output(out, force=force)
-    player = Player() if play else None
     with warnings_told():
         known = None
         if speaker_name != "none":
-            known = profiles.find(speaker_name, offline=offline, progress=sys.stderr.isatty())
-        path = fetch_model(hub_model, offline=offline) if model is None else model
+            known = profiles.find(speaker_name, offline=offline, progress=on_terminal())
+        path = model or hub.fetch(str(hub_model), offline=offline, progress=on_terminal())
         llm = load_llm(str(path), n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, n_threads=threads, seed=seed)
         with open_codec(codec_file, device, threads, offline=offline, llm=llm) as codec:
-            meter = Meter()
-            speech = speak_text(
+            progress, line = speech.Progress(), Progress()
+
+            def follow(now: speech.Progress) -> None:
+                nonlocal progress
+                progress = now
+                line.show(far(now))
+
+            samples = speech.speak(
                 llm, codec, said, speaker=known, voice=voice, sampling=Sampling(temperature=temperature), seed=seed,
-                max_length=max_length, guided=guided, loudness=loudness, on_progress=meter.show,
+                max_length=max_length, guided=guided, loudness=loudness, on_progress=follow,
             )  # fmt: skip
-            outputs = [output for output in (open_output(out, codec.sample_rate, raw=raw), player) if output]
-            deliver(speech, outputs, codec.sample_rate, meter)
+            with audio_output(out, codec, streaming=out != "-", raw=raw, play=play, force=force) as write, line:
+                line.show("reading the prompt")
+                for part in samples:
+                    write(part)
+            say(summary(progress))
 
 
 def given_text(text: str | None, prompt: str | None, text_file: str | None) -> str:
-    from ..cli import read_text
-
     given = [source for source in (text, prompt, text_file) if source is not None]
     if len(given) != 1:
         raise VocoderError("give the text once: as an argument, with --prompt, or with --file")
@@ -154,175 +133,17 @@ def given_text(text: str | None, prompt: str | None, text_file: str | None) -> s
     return given[0]
 
 
-def fetch_model(reference: str | None, *, offline: bool) -> Path:
-    from .. import hub
-
-    return hub.fetch(str(reference), offline=offline, progress=sys.stderr.isatty())
-
-
-def deliver(speech: Iterator[np.ndarray], outputs: list[Any], sample_rate: int, meter: Meter) -> None:
-    """Give samples to the outputs as they come; what was said before an interruption is kept."""
-    count = 0
-    try:
-        with meter:
-            for output in outputs:
-                output.start(sample_rate)
-            for samples in speech:
-                count += samples.size
-                for output in outputs:
-                    output.write(samples)
-    except BaseException as error:
-        for output in outputs:
-            output.finish(complete=False)
-        kept = [output.name for output in outputs if output.name and count]
-        if kept:
-            tell(f"the first {count / sample_rate:.2f} s of audio are in {' and '.join(kept)}")
-        if isinstance(error, KeyboardInterrupt):
-            tell("interrupted")
-            raise click.exceptions.Exit(130) from None
-        raise
-    for output in outputs:
-        output.finish(complete=True)
-    tell(meter.summary())
+def far(p: speech.Progress) -> str:
+    """How far the speech has come."""
+    return f"{p.words} of {p.total_words} words, {p.seconds:.1f} s, {p.tokens_per_second:.0f} tokens/s, RTF {p.rtf:.2f}"
 
 
-class Meter:
-    """Progress: a line that changes on a terminal, and a summary."""
-
-    def __init__(self) -> None:
-        from .speech import Progress
-
-        self._progress = Progress()
-        self._status: Any = None
-
-    def show(self, progress: Any) -> None:
-        self._progress = progress
-        if self._status is not None:
-            self._status.update(
-                f"{progress.words} of {progress.total_words} words, {progress.seconds:.1f} s, "
-                f"{progress.tokens_per_second:.0f} tokens/s, RTF {progress.rtf:.2f}"
-            )
-
-    def summary(self) -> str:
-        p = self._progress
-        tried = f", {p.retries} tried again" if p.retries else ""
-        return (
-            f"{p.seconds:.2f} s of audio from {p.tokens} tokens in {p.elapsed:.2f} s "
-            f"({p.tokens_per_second:.0f} tokens/s, RTF {p.rtf:.2f}), {p.chunks} chunk{'s' * (p.chunks != 1)}{tried}"
-        )
-
-    def __enter__(self) -> Meter:
-        if sys.stderr.isatty():
-            from rich.console import Console
-
-            self._status = Console(stderr=True).status("reading the prompt")
-            self._status.start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-
-# -- where speech goes
-
-
-def open_output(target: str | None, sample_rate: int, *, raw: bool) -> Any:
-    if target is None:
-        return None
-    return RawOutput(target) if raw else SoundOutput(target)
-
-
-class SoundOutput:
-    """A sound file that grows as samples come, and is whole and playable whenever it ends."""
-
-    def __init__(self, target: str) -> None:
-        self.name = target
-        self._sound: Any = None
-
-    def start(self, sample_rate: int) -> None:
-        import io
-
-        import soundfile
-
-        from ..audio import audio_format
-
-        self._buffer = io.BytesIO() if self.name == "-" else None  # headers need seeking back
-        self._path = Path(self.name).with_name(f".{Path(self.name).name}.partial")
-        file = self._buffer if self._buffer is not None else str(self._path)
-        self._sound = soundfile.SoundFile(file, "w", sample_rate, channels=1, format=audio_format(self.name))
-        self._count = 0
-
-    def write(self, samples: np.ndarray) -> None:
-        from ..audio import BLOCK
-
-        self._count += samples.size
-        for start in range(0, samples.size, BLOCK):
-            self._sound.write(np.clip(samples[start : start + BLOCK], -1.0, 1.0))
-
-    def finish(self, *, complete: bool) -> None:
-        if self._sound is None:
-            return
-        self._sound.close()
-        if self._buffer is not None:
-            if self._count:
-                sys.stdout.buffer.write(self._buffer.getvalue())
-                sys.stdout.buffer.flush()
-        elif self._count:
-            self._path.replace(self.name)
-        else:
-            self._path.unlink(missing_ok=True)
-
-
-class RawOutput:
-    """16-bit little-endian samples without a header, written as they come."""
-
-    def __init__(self, target: str) -> None:
-        self.name = target
-        self._file: Any = None
-
-    def start(self, sample_rate: int) -> None:
-        self._file = sys.stdout.buffer if self.name == "-" else open(self.name, "wb")  # noqa: SIM115
-
-    def write(self, samples: np.ndarray) -> None:
-        self._file.write((np.clip(samples, -1.0, 1.0) * 32767).astype("<i2").tobytes())
-        self._file.flush()
-
-    def finish(self, *, complete: bool) -> None:
-        if self._file is not None and self.name != "-":
-            self._file.close()
-
-
-class Player:
-    """The sound card."""
-
-    name = ""
-
-    def __init__(self) -> None:
-        from .errors import missing
-
-        try:
-            import sounddevice
-        except (ImportError, OSError):
-            raise missing("sounddevice", purpose="playing speech", extra="play") from None
-        self._sounddevice = sounddevice
-        self._stream: Any = None
-
-    def start(self, sample_rate: int) -> None:
-        try:
-            self._stream = self._sounddevice.OutputStream(samplerate=sample_rate, channels=1, dtype="float32")
-            self._stream.start()
-        except self._sounddevice.PortAudioError as error:
-            raise VocoderError(f"the sound card cannot be used: {error}") from None
-
-    def write(self, samples: np.ndarray) -> None:
-        self._stream.write(np.clip(samples, -1.0, 1.0).astype(np.float32)[:, np.newaxis])
-
-    def finish(self, *, complete: bool) -> None:
-        if self._stream is not None:
-            if complete:
-                self._stream.stop()
-            self._stream.close()
+def summary(p: speech.Progress) -> str:
+    tried = f", {p.retries} tried again" if p.retries else ""
+    return (
+        f"{p.seconds:.2f} s of audio from {p.tokens} tokens in {p.elapsed:.2f} s "
+        f"({p.tokens_per_second:.0f} tokens/s, RTF {p.rtf:.2f}), {p.chunks} chunk{'s' * (p.chunks != 1)}{tried}"
+    )
 
 
 # -- speakers
@@ -338,6 +159,7 @@ class Player:
 @click.option("-o", "--out", required=True, help="Profile to write: a .json file, or a name for the profile folder.")
 @click.option("--version", type=click.IntRange(1, 3), help="Version of the profile. [default: by the codec]")
 @device_options
+@offline_option
 @force_option
 def create_speaker(
     audio: str, transcript: str | None, words: str | None, asr: str | None, asr_model: str | None, codec_file: str,
@@ -345,29 +167,28 @@ def create_speaker(
 ) -> None:  # fmt: skip
     """Make a speaker profile of a clip and what is said in it.
 
-    Word times come from --words; else from the transcript, aligned offline (pocketsphinx, English);
-    else from a recogniser.
-    """
-    from ..cli import check_output
-    from . import profiles
-    from .create import create_speaker as create
+    Word times come from --words; else from a recogniser, if --asr names one; else from the transcript,
+    aligned offline (pocketsphinx, English).
 
+    \b
+    vocoder-plugin create-speaker --audio me.wav --transcript "What I say in the clip." --codec dac.gguf -o me
+    vocoder-plugin speak "Hello." -m llm.gguf --codec dac.gguf --speaker me -o hello.wav
+    """
     if transcript is None and words is None and asr is None:
         raise VocoderError("what is said in the clip? Give --transcript TEXT, --words FILE, or --asr NAME")
     if words is not None and asr is not None:
         raise VocoderError("--words and --asr exclude each other")
-    target = Path(out)
-    if target.name == out and not target.suffix:
-        target = profiles.folder() / f"{out}.json"
+    target = profiles.target(out)
+    if target.parent == profiles.folder():
         target.parent.mkdir(parents=True, exist_ok=True)
-    check_output(str(target), force=force)
+    check_output(str(target), force=force, inputs=[audio, words, codec_file])
     with warnings_told(), open_codec(codec_file, device, threads, offline=offline) as codec:
-        made = create(
+        made = create.create_speaker(
             audio, transcript, codec=codec, words=words, version=version, aligner=asr,
             aligner_options={} if asr_model is None else {"model": asr_model},
         )  # fmt: skip
         made.save(target, force=force)
-    tell(f"{target}: {len(made.words)} words, {made.n_frames / codec.frame_rate:.2f} s, for version {made.version}")
+    say(f"{target}: {len(made.words)} words, {made.n_frames / codec.frame_rate:.2f} s, for version {made.version}")
 
 
 @click.group()
@@ -378,12 +199,10 @@ def speaker() -> None:
 @speaker.command("list")
 def list_speakers() -> None:
     """List the profiles in the profile folder."""
-    from . import profiles
-
     for name in profiles.names():
         click.echo(name)
     if not profiles.names():
-        tell(profiles.available())
+        say(profiles.available())
 
 
 @speaker.command()
@@ -392,20 +211,19 @@ def list_speakers() -> None:
 @click.option("--wav", type=click.Path(), help="Write how the speaker sounds.")
 @click.option("--png", type=click.Path(), help="Draw the waveform with its words, energy and pitch.")
 @device_options
+@offline_option
 @force_option
 def show(
     profile: str, codec_file: str | None, wav: str | None, png: str | None,
     device: str | None, threads: int | None, offline: bool, force: bool,
 ) -> None:  # fmt: skip
     """List the words of PROFILE (a path, a name from the profile folder, or a hub file)."""
-    from ..audio import audio_format, write_audio
-    from ..cli import check_output, output_file
-    from . import profiles
-
     if (wav or png) and codec_file is None:
         raise VocoderError("hearing or drawing a speaker takes its codec; give --codec FILE")
     for target in filter(None, (wav, png)):
-        check_output(target, force=force)
+        if target == "-":
+            raise click.UsageError("standard output has the list of words; name a file")
+        check_output(target, force=force, inputs=[profile, codec_file])
     kind = audio_format(wav) if wav else ""
     known = profiles.find(profile, offline=offline)
     for line in describe(known):

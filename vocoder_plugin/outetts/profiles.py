@@ -16,6 +16,16 @@ def folder() -> Path:
     return platformdirs.user_data_path("vocoder-plugin", appauthor=False) / "speakers"
 
 
+def target(name: str) -> Path:
+    """Where a profile is written: a path as it is; a bare name, without .json, in the profile folder."""
+    path = Path(name)
+    if path.suffix == ".json" or path.name != name:
+        return path
+    if name in ("", "-", "none"):
+        raise SpeakerError(f"{name!r} cannot name a profile; give another name, or a path that ends in .json")
+    return folder() / f"{name}.json"
+
+
 def names() -> list[str]:
     """The profiles in that folder, without their suffix."""
     return sorted(path.stem for path in folder().glob("*.json"))

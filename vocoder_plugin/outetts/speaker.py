@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import complete_file
 from .errors import SpeakerError
 from .fingerprint import fingerprint
 from .markup import FEATURE_NAMES
@@ -104,14 +105,18 @@ class Speaker:
             raise SpeakerError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        """Write the profile as JSON that outetts reads too; an existing file only with ``force``."""
+        """Write the profile as JSON that outetts reads too; an existing file only with ``force``.
+
+        Raises SpeakerError, and leaves what was there, if it cannot be written.
+        """
         path = Path(path)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        if path.exists() and not force:
+            raise SpeakerError(f"{path} exists already; use force to overwrite it")
         try:
-            with path.open("w" if force else "x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            raise SpeakerError(f"{path} exists already; use force to overwrite it") from None
+            with complete_file(path) as file:
+                file.write(f"{json.dumps(self.to_dict(), indent=2, ensure_ascii=False)}\n".encode())
+        except UnicodeEncodeError as error:
+            raise SpeakerError(f"{path}: cannot be written: the text is not valid Unicode ({error.reason})") from None
         except OSError as error:
             raise SpeakerError(f"{path}: cannot be written: {error.strerror}") from None
 
@@ -121,9 +126,7 @@ class Speaker:
         if not isinstance(data, Mapping):
             raise SpeakerError(f"a profile is a JSON object, got {type(data).__name__}")
         version = _version(data)
-        text, words = data.get("text"), data.get("words")
-        if not isinstance(text, str):
-            raise SpeakerError(f"'text' is {_short(text)}, expected a string")
+        text, words = _text(data.get("text"), "'text'"), data.get("words")
         if not isinstance(words, (list, tuple)) or not words:
             raise SpeakerError("'words' is missing or empty, expected a list of the words said")
         known = {"text", "words", "interface_version", "version", "global_features", "codec"}
@@ -190,7 +193,7 @@ class Speaker:
                 f"(made for {MODELS[self.version]}), but codec {codec.name!r} has {codec.n_codebooks}; "
                 f"use the codec of that model"
             )
-        largest = int(self.codes.max())
+        largest = int(self.codes.max(initial=-1))
         if largest >= codec.codebook_size:
             raise SpeakerError(
                 f"the speaker has code {largest}, but codec {codec.name!r} only has 0 to {codec.codebook_size - 1}"
@@ -242,9 +245,7 @@ def _version(data: Mapping[str, Any]) -> int:
 def _word(data: Any, version: int, where: str) -> Word:
     if not isinstance(data, Mapping):
         raise SpeakerError(f"{where} is {_short(data)}, expected an object")
-    text, duration = data.get("word"), data.get("duration")
-    if not isinstance(text, str):
-        raise SpeakerError(f"{where}: 'word' is {_short(text)}, expected a string")
+    text, duration = _text(data.get("word"), f"{where}: 'word'"), data.get("duration")
     where = f"{where} ({text[:20]!r})"
     if not isinstance(duration, (int, float)) or isinstance(duration, bool) or not 0 <= duration < 100:
         raise SpeakerError(f"{where}: 'duration' is {_short(duration)}, expected seconds")
@@ -256,6 +257,14 @@ def _word(data: Any, version: int, where: str) -> Word:
     known = {"word", "duration", "features", *keys}
     extra = {key: value for key, value in data.items() if key not in known}
     return Word(text, duration, rows, _features(data.get("features"), f"{where}: 'features'"), MappingProxyType(extra))
+
+
+def _text(text: Any, where: str) -> str:
+    if not isinstance(text, str):
+        raise SpeakerError(f"{where} is {_short(text)}, expected a string")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise SpeakerError(f"{where} is {_short(text)}, which is not valid Unicode: it has half of a character")
+    return text
 
 
 def _codes(codes: Any, version: int, where: str) -> Iterator[int]:

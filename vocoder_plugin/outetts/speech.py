@@ -173,7 +173,7 @@ def speak(
     for chunk in chunks:
         prompt = build_prompt(chunk, version=version, speaker=known, voice=voice)
         words = words_v3(chunk) if guided else []
-        plans.append(_Plan(llm.tokenize(prompt.encode("utf-8"), add_bos=False, special=True), words, chunk))
+        plans.append(_Plan(_tokens(llm, prompt), words, chunk))
     limit = min(max_length, llm.n_ctx())
     for plan in plans:
         if len(plan.prompt) >= limit:
@@ -311,7 +311,7 @@ class _Speech:
         return self._samplers[attempt]
 
     def _opening(self, word: str) -> list[int]:
-        return self.llm.tokenize(f"{WORD_START}{word}{FEATURES}".encode(), add_bos=False, special=True)
+        return _tokens(self.llm, f"{WORD_START}{word}{FEATURES}")
 
     def _evaluate_prompt(self, prompt: list[int]) -> None:
         """Compute a prompt but for the beginning that the context has already."""
@@ -366,8 +366,16 @@ def common_prefix(llm: Any, prompt: list[int]) -> int:
     return int(differing[0]) if differing.size else most
 
 
+def _tokens(llm: Any, text: str) -> list[int]:
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(f"the text is not valid Unicode: {text[error.start :][:20]!r}") from None
+    return llm.tokenize(data, add_bos=False, special=True)
+
+
 def _token(llm: Any, text: str) -> int | None:
-    tokens = llm.tokenize(text.encode(), add_bos=False, special=True)
+    tokens = _tokens(llm, text)
     return tokens[0] if len(tokens) == 1 else None
 
 

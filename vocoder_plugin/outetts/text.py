@@ -178,7 +178,7 @@ def _number_speller() -> Callable[[str], str]:
     try:
         import inflect
     except ImportError:
-        raise missing("inflect", purpose="spelling numbers for OuteTTS 0.1 to 0.3", extra="romanise") from None
+        raise missing("inflect", purpose="spelling numbers out", extra="romanise") from None
     engine: Any = inflect.engine()
 
     def spell(number: str) -> str:
