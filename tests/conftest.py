@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_sounddevice import Loudspeaker
 from hypothesis import HealthCheck, settings
+from speaking_llm import endless_script, silent_script, word_script, write_speaking_llm
 from tiny_llm import outetts_1_tokens, write_tiny_llm
 
 from vocoder_plugin import Codec
@@ -71,6 +73,24 @@ def llm(llm_file):
     model = llama_cpp.Llama(str(llm_file), n_ctx=4096, n_threads=2, verbose=False)
     yield model
     model.close()
+
+
+@pytest.fixture(scope="session")
+def speaking_files(tmp_path_factory) -> dict[str, Path]:
+    """Llamas that say a word, nothing, frames for ever."""
+    folder = tmp_path_factory.mktemp("speaking")
+    scripts = {"word": word_script(), "silent": silent_script(), "endless": endless_script()}
+    for name, script in scripts.items():
+        write_speaking_llm(folder / f"{name}.gguf", script)
+    return {name: folder / f"{name}.gguf" for name in scripts}
+
+
+@pytest.fixture
+def no_thread_left():
+    """Fails where a test leaves a thread running."""
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) == before
 
 
 @pytest.fixture

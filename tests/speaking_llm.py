@@ -11,7 +11,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from tiny_llm import byte_tokens, outetts_0_tokens, outetts_1_tokens
+from tiny_llm import byte_tokens, outetts_0_tokens, outetts_1_tokens, write_llama
 
 WIDTH = 256
 SHARPNESS = 2.5  # logits of the wanted token; others are near 0
@@ -53,36 +53,13 @@ def write_speaking_llm(path: Path, scripts: list[list[str]], *, special: list[st
     for script in scripts:
         for before, after in itertools.pairwise(script):
             output[ids[after]] += SHARPNESS * embeddings[ids[before]] / WIDTH**0.5
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(8192)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(WIDTH // 2)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("llama-bpe")
-    writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * len(special))
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(ids["<|im_start|>"])
-    writer.add_eos_token_id(ids["<|im_end|>"])
-    writer.add_tensor("token_embd.weight", embeddings)
-    writer.add_tensor("output.weight", output)
-    writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
-    for name in ("attn_norm", "ffn_norm"):
-        writer.add_tensor(f"blk.0.{name}.weight", np.ones(WIDTH, np.float32))
-    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-        writer.add_tensor(f"blk.0.{name}.weight", np.zeros((WIDTH, WIDTH), np.float32))
+    norm, square = np.ones(WIDTH, np.float32), np.zeros((WIDTH, WIDTH), np.float32)
+    tensors = {"token_embd.weight": embeddings, "output.weight": output, "output_norm.weight": norm}
+    tensors |= {f"blk.0.{name}.weight": norm for name in ("attn_norm", "ffn_norm")}
+    tensors |= {f"blk.0.{name}.weight": square for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
     for name, shape in (("ffn_gate", (32, WIDTH)), ("ffn_up", (32, WIDTH)), ("ffn_down", (WIDTH, 32))):
-        writer.add_tensor(f"blk.0.{name}.weight", np.zeros(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        tensors[f"blk.0.{name}.weight"] = np.zeros(shape, np.float32)
+    write_llama(path, tokens, tensors, kind=gguf.TokenType.CONTROL, context=8192)
     return tokens
 
 

@@ -9,9 +9,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import run
 
-from vocoder_plugin.cli import main
 from vocoder_plugin.errors import BuildError
 from vocoder_plugin.patches import build
 
@@ -49,8 +49,8 @@ def make_sdist(path: Path, names: list[str]) -> Path:
     return path
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["build-llama", *map(str, args)])
+def build_llama(*args: object) -> Result:
+    return run("build-llama", *args)
 
 
 def ignore(*_: object) -> None:
@@ -145,7 +145,7 @@ def test_a_damaged_archive(tmp_path):
 def test_another_release_is_refused_by_patch_file_and_hunk(tmp_path):
     (tmp_path / "vendor/llama.cpp/ggml/src/ggml-vulkan").mkdir(parents=True)
     (tmp_path / "vendor/llama.cpp/ggml/src/ggml-vulkan/ggml-vulkan.cpp").write_text("int main;\n")
-    result = run("--patch-only", tmp_path)
+    result = build_llama("--patch-only", tmp_path)
     assert result.exit_code == 1
     assert "0001-vulkan-headers-of-debian-12.patch does not fit" in result.stderr and "hunk 1 (@@" in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -161,7 +161,7 @@ def test_another_release_is_refused_by_patch_file_and_hunk(tmp_path):
 )
 def test_misuse(tmp_path, monkeypatch, args, message, code):
     monkeypatch.chdir(tmp_path)
-    result = run(*args)
+    result = build_llama(*args)
     assert result.exit_code == code
     assert message in result.stderr
 
@@ -171,7 +171,7 @@ def test_from_an_sdist_to_a_wheel_as_a_user_types_it(tmp_path, pip, monkeypatch)
     monkeypatch.setattr(build, "check_tools", ignore)
     monkeypatch.setattr(build, "read_series", lambda _folder: [])
     sdist = make_sdist(tmp_path / "llama_cpp_python-9.tar.gz", ["llama_cpp_python-9/vendor/llama.cpp/CMakeLists.txt"])
-    result = run("--sdist", sdist, "--vulkan", "-DGGML_NATIVE=OFF", "--wheel-dir", tmp_path / "wheels", "-j", 1)
+    result = build_llama("--sdist", sdist, "--vulkan", "-DGGML_NATIVE=OFF", "--wheel-dir", tmp_path / "wheels", "-j", 1)
     assert result.exit_code == 0, result.stderr
     (wheel,) = (tmp_path / "wheels").iterdir()
     assert result.stdout.strip() == str(wheel)

@@ -8,10 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import run
 
 from vocoder_plugin import Codec, DeviceError, SpeechStream, ggml, graph, rehearsal, schedule
-from vocoder_plugin.cli import main
 from vocoder_plugin.ggml import Device
 from vocoder_plugin.placement import MOST_LAYERS, Offload, choose_device, device_of_last_layer, offload_devices
 
@@ -244,7 +243,7 @@ def test_a_worker_beside_the_model_takes_the_cores_that_are_left(llm, small_dac,
 
 def test_doctor_tells_what_a_codec_takes(gpu, monkeypatch, small_dac_file):
     def doctor(*arguments: str) -> str:
-        result = CliRunner().invoke(main, ["doctor", *map(str, arguments)])
+        result = run("doctor", *arguments)
         assert result.exit_code == 0, result.output
         return result.stdout.splitlines()[-1]
 

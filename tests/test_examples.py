@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from commands import talk
 from speaking_llm import FRAMES, word_script, write_speaking_llm
 from tiny_llm import byte_tokens, dictate, outetts_1_tokens, speaker_script
 
@@ -45,7 +46,7 @@ def run(name: str, *args: object) -> subprocess.CompletedProcess:
 )
 def test_example(tmp_path, expected, name, says):
     result = run(name, tmp_path / "speech.wav")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, talk(result.stderr)) == (0, "")
     assert says in result.stdout
     samples, rate = soundfile.read(tmp_path / "speech.wav", dtype="float32")
     assert (rate, samples.shape) == (24000, expected.shape)

@@ -16,7 +16,7 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
-from tiny_llm import CONTROL, byte_tokens, outetts_0_tokens, outetts_1_tokens, write_tiny_llm
+from tiny_llm import CONTROL, byte_tokens, one_choice, outetts_0_tokens, outetts_1_tokens, write_tiny_llm
 
 from vocoder_plugin import (
     AudioVocabulary,
@@ -31,16 +31,10 @@ from vocoder_plugin import (
 )
 from vocoder_plugin.llm import SCHEDULE, generate_tokens
 
+pytestmark = pytest.mark.usefixtures("no_thread_left")
 PROMPT = "<|im_start|>\n<|text_start|>hello<|text_end|>\n<|audio_start|>\n"
 ID = {text: token for token, text in enumerate([*byte_tokens(), *outetts_1_tokens()])}
 END = [ID["<|audio_end|>"], ID["<|im_end|>"]]
-
-
-@pytest.fixture(autouse=True)
-def no_thread_left():
-    before = set(threading.enumerate())
-    yield
-    assert set(threading.enumerate()) == before
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +62,7 @@ def text_tokens(llm, text: str) -> list[int]:
 
 def writes(tokens: list[int]):
     """Sampling options that make a Llama write these tokens."""
-    wanted = iter(tokens)
-
-    def force(_input_ids, logits):
-        forced = np.full_like(logits, -np.inf)
-        forced[next(wanted)] = 0
-        return forced
-
-    return {"logits_processor": [force]}
+    return {"logits_processor": [one_choice(tokens)]}
 
 
 def speak(llm, codec, tokens: Iterable[int], **options) -> tuple[list[tuple[int, np.ndarray]], SpeechStream]:

@@ -5,14 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import soundfile
-from click.testing import CliRunner
+from commands import run
 
 from vocoder_plugin import Codec
-from vocoder_plugin.cli import main
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from speaking_llm import outetts_1_speaker
 from test_outetts_prompts import V1, V2, V3
 
 from vocoder_plugin import VocoderError
@@ -116,14 +117,7 @@ def test_damaged_at_any_place(tmp_path):
 
 
 def test_decode(small_dac, speaker):
-    frames = np.cumsum(speaker["frames"])[:-1]
-    words = [
-        {"word": str(word), "duration": float(duration), "c1": codes[0].tolist(), "c2": codes[1].tolist()}
-        for word, duration, codes in zip(
-            speaker["words"], speaker["durations"], np.split(speaker["codes"], frames, axis=1), strict=True
-        )
-    ]
-    profile = Speaker.from_dict({"text": " ".join(speaker["words"]), "words": words})
+    profile = Speaker.from_dict(outetts_1_speaker(speaker, len(speaker["words"])))
     np.testing.assert_array_equal(profile.codes, speaker["codes"])
     np.testing.assert_array_equal(profile.decode(small_dac), small_dac.decode(speaker["codes"]))
     assert profile.check_codec(small_dac) is None

@@ -9,16 +9,7 @@ import warnings
 import llama_cpp
 import numpy as np
 import pytest
-from speaking_llm import (
-    FRAMES,
-    endless_script,
-    outetts_0_all,
-    outetts_0_script,
-    outetts_1_speaker,
-    silent_script,
-    word_script,
-    write_speaking_llm,
-)
+from speaking_llm import FRAMES, outetts_0_all, outetts_0_script, outetts_1_speaker, write_speaking_llm
 from tiny_llm import CONTROL, byte_tokens, outetts_1_tokens, write_tiny_llm
 
 from vocoder_plugin import TokenError
@@ -50,16 +41,12 @@ def load(path, **options):
 
 
 @pytest.fixture(scope="module")
-def llms(tmp_path_factory):
-    """Llamas that say a word, nothing, frames for ever."""
-    folder = tmp_path_factory.mktemp("speaking")
-    found = {}
-    for name, script in (("word", word_script()), ("silent", silent_script()), ("endless", endless_script())):
-        write_speaking_llm(folder / f"{name}.gguf", script)
-        found[name] = load(folder / f"{name}.gguf")
+def llms(speaking_files):
+    found = {name: load(path) for name, path in speaking_files.items()}
+    for llm in found.values():
         for tokens in ([0, 0], [0]):  # llama.cpp counts from 1, for prompts and for single tokens
-            found[name].eval(tokens)
-            evaluated(found[name])
+            llm.eval(tokens)
+            evaluated(llm)
     yield found
     for llm in found.values():
         llm.close()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_llm import CONTROL, byte_tokens, write_tiny_llm
+from tiny_llm import CONTROL, byte_tokens, one_choice, write_tiny_llm
 
 from vocoder_plugin import AudioVocabulary, Codec, SpeechStream, TokenError, TokenLayout, TokenReport, deinterleave
 from vocoder_plugin.llm import generate_tokens
@@ -196,16 +196,10 @@ def speech(codes: np.ndarray) -> list[str]:
 
 def spoken(llm, ids: dict[str, int], codec: Codec, words: list[str]) -> tuple[np.ndarray, TokenReport]:
     """Through a generation in which the model has one choice a step."""
-    wanted = iter([ids[word] for word in (*words, END)])
-
-    def only(_input_ids, logits):
-        forced = np.full_like(logits, -np.inf)
-        forced[next(wanted)] = 0
-        return forced
-
+    dictated = one_choice(ids[word] for word in (*words, END))
     with SpeechStream(llm, codec, layout=MIMI, schedule=(1, 3)) as stream:
         tokens = generate_tokens(
-            llm, "<|audio_start|>", end=stream.vocabulary.end, max_tokens=2000, logits_processor=[only]
+            llm, "<|audio_start|>", end=stream.vocabulary.end, max_tokens=2000, logits_processor=[dictated]
         )
         chunks = [pcm for token in tokens for pcm in stream.push(token)]
         assert len(chunks) > 1  # samples came while the model wrote

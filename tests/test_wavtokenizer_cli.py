@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import soundfile
-from test_cli import run
+from commands import run
 from tiny_llm import outetts_0_tokens, write_tiny_llm
 
 

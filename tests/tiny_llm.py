@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import gguf
@@ -44,13 +46,38 @@ def write_tiny_llm(
 ) -> list[str]:
     """Write the model; returns its tokens' texts by id."""
     tokens = [*byte_tokens(), *special]
-    kinds = [gguf.TokenType.NORMAL] * 256 + [kind] * len(special)
     rng = np.random.default_rng(seed)
+
+    def weights(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) * 0.3).astype(np.float32)
+
+    tensors = {
+        "token_embd.weight": weights(len(tokens), width),
+        "output.weight": weights(len(tokens), width),
+        "output_norm.weight": weights(width),
+    }
+    for i in range(layers):
+        for name in ("attn_norm", "ffn_norm"):
+            tensors[f"blk.{i}.{name}.weight"] = weights(width)
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            tensors[f"blk.{i}.{name}.weight"] = weights(width, width)
+        for name, shape in (("ffn_gate", (2 * width, width)), ("ffn_up", (2 * width, width))):
+            tensors[f"blk.{i}.{name}.weight"] = weights(*shape)
+        tensors[f"blk.{i}.ffn_down.weight"] = weights(width, 2 * width)
+    write_llama(path, tokens, tensors, kind=kind, context=context)
+    return tokens
+
+
+def write_llama(
+    path: Path, tokens: list[str], tensors: dict[str, np.ndarray], *, kind: gguf.TokenType, context: int
+) -> None:
+    """Write a Llama of two heads; its sizes are those of the tensors, tokens beyond the bytes are of that kind."""
+    feed_forward, width = tensors["blk.0.ffn_gate.weight"].shape
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(context)
     writer.add_embedding_length(width)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(2 * width)
+    writer.add_block_count(sum(name.endswith("ffn_gate.weight") for name in tensors))
+    writer.add_feed_forward_length(feed_forward)
     writer.add_head_count(2)
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -59,30 +86,16 @@ def write_tiny_llm(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
+    writer.add_token_types([gguf.TokenType.NORMAL] * 256 + [kind] * (len(tokens) - 256))
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(tokens.index("<|im_start|>"))
     writer.add_eos_token_id(tokens.index("<|im_end|>"))
-
-    def add(name: str, *shape: int) -> None:
-        writer.add_tensor(name, (rng.standard_normal(shape) * 0.3).astype(np.float32))
-
-    add("token_embd.weight", len(tokens), width)
-    add("output.weight", len(tokens), width)
-    add("output_norm.weight", width)
-    for i in range(layers):
-        for name in ("attn_norm", "ffn_norm"):
-            add(f"blk.{i}.{name}.weight", width)
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            add(f"blk.{i}.{name}.weight", width, width)
-        add(f"blk.{i}.ffn_gate.weight", 2 * width, width)
-        add(f"blk.{i}.ffn_up.weight", 2 * width, width)
-        add(f"blk.{i}.ffn_down.weight", width, 2 * width)
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return tokens
 
 
 def speaker_script(speaker_file: Path) -> list[str]:
@@ -100,16 +113,23 @@ def speaker_script(speaker_file: Path) -> list[str]:
     return [*script, "<|audio_end|>", "<|im_end|>"]
 
 
-def dictate(tokens: list[str], script: list[str]):
-    """A logits processor list that leaves the model one choice a step: the script's next token, then the end token."""
-    import llama_cpp
-
-    ids = iter([tokens.index(text) for text in script])
+def one_choice(ids: Iterable[int]) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """A logits processor that leaves the model one choice a step: the next of these tokens."""
+    wanted = iter(ids)
 
     def process(_input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        wanted = next(ids, tokens.index("<|im_end|>"))
         only = np.full_like(scores, -np.inf)
-        only[wanted] = 0.0
+        only[next(wanted)] = 0.0
         return only
 
-    return llama_cpp.LogitsProcessorList([process])
+    return process
+
+
+def dictate(tokens: list[str], script: list[str]):
+    """A logits processor list that dictates the script's tokens, then the end token for ever."""
+    import llama_cpp
+
+    ids = [tokens.index(text) for text in script]
+    return llama_cpp.LogitsProcessorList(
+        [one_choice(itertools.chain(ids, itertools.repeat(tokens.index("<|im_end|>"))))]
+    )
