@@ -151,7 +151,7 @@ def test_not_a_library(tmp_path):
 def test_devices(lib):
     cpu = lib.device()
     assert cpu.is_cpu
-    assert cpu in [d for d in lib.devices() if d.kind == "cpu"] or cpu.name == "CPU"
+    assert cpu.name in [d.name for d in lib.devices() if d.kind == "cpu"]
     assert cpu.memory_total >= cpu.memory_free > 0
     assert lib.device("cPu").name == cpu.name
     with pytest.raises(DeviceError, match=r"no device 'Vulkan9'; this libggml has CPU"):

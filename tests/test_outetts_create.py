@@ -88,7 +88,10 @@ def test_loudness_leaves_the_peak_below_full_scale():
 
 
 def test_short_clips_have_a_loudness():
-    assert loudness.normalise(tone(440, 0.1), RATE).size == 2400
+    """As of the block that they are padded to: a quarter of it sounds."""
+    short, block = tone(440, 0.1), tone(440, 0.4)
+    assert loudness.measure(short, RATE) == pytest.approx(loudness.measure(block, RATE) - 10 * np.log10(4), abs=0.1)
+    assert loudness.normalise(short, RATE).size == 2400
 
 
 def test_silence_has_none():

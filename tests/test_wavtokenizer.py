@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llm import outetts_0_tokens, write_tiny_llm
 
-from vocoder_plugin import AudioError, Codec, CodesError, SpeechStream, StreamError, VocoderError, kernels
+from vocoder_plugin import AudioError, Codec, CodesError, SpeechStream, StreamError, TokenReport, VocoderError, kernels
 from vocoder_plugin.codecs import wavtokenizer as passes
 from vocoder_plugin.converters import wavtokenizer
 
@@ -282,15 +282,22 @@ def test_speech_for_a_file_is_offline_speech(codec, llm_0):
 
 
 def test_generation(codec, llm_0):
-    """A real generation, decoded as it goes."""
+    """A real generation, decoded as it goes: the model chooses among the codes that the small codebook has."""
     from vocoder_plugin.llm import generate_tokens
 
-    llm, _ = llm_0
-    llm.set_seed(1)
-    with SpeechStream(llm, codec) as stream:
+    llm, ids = llm_0
+    barred = np.array([i for text, i in ids.items() if text not in {f"<|{code}|>" for code in range(64)}])
+
+    def choose(_input_ids, logits):
+        logits[barred] = -np.inf
+        return logits
+
+    with SpeechStream(llm, codec, schedule=(20,)) as stream:
         prompt = "<|im_start|>\n<|text_start|>hello<|text_end|>\n<|audio_start|>\n"
         pieces = []
-        for token in generate_tokens(llm, prompt, end=stream.vocabulary.end, max_tokens=200):
+        for token in generate_tokens(llm, prompt, end=stream.vocabulary.end, max_tokens=300, logits_processor=[choose]):
             pieces += stream.push(token)
+        assert len(pieces) > 3
         pieces.append(stream.flush())
-        assert sum(map(len, pieces)) == HOP * stream.report.frames
+        assert stream.report == TokenReport(frames=300)
+    assert sum(map(len, pieces)) == HOP * 300
