@@ -17,9 +17,9 @@ from vocoder_plugin import Codec, VocoderError
 
 
 def damaged(content: bytes, header: int, rng: np.random.Generator) -> bytes:
-    """A copy with 1 to 8 bytes changed, in the header two times out of three."""
+    """A copy with 1 to 8 bytes changed, nine times out of ten in the header, where they do more than another weight."""
     flipped = np.frombuffer(content, np.uint8).copy()
-    low, high = (0, header) if rng.random() < 2 / 3 else (header, len(content))
+    low, high = (0, header) if rng.random() < 0.9 else (header, len(content))
     for place in rng.integers(low, high, rng.integers(1, 9)):
         flipped[place] ^= rng.integers(1, 256)
     return flipped.tobytes()

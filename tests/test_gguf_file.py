@@ -784,10 +784,10 @@ def test_random_damage_is_refused_or_survived(tmp_path):
     dac.convert(FIXTURES / "small_dac.pth", source, type="f16")
     script = Path(__file__).with_name("fuzz_gguf.py")
     done = subprocess.run(
-        [sys.executable, script, "--seed", "1", "--count", "2000", source], capture_output=True, text=True, timeout=300
+        [sys.executable, script, "--seed", "1", "--count", "1500", source], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (files|refused|loaded)", done.stdout)}
-    assert counts["files"] == 2000 == counts["refused"] + counts["loaded"]
-    assert counts["refused"] > 500
-    assert counts["loaded"] > 300
+    assert counts["files"] == 1500 == counts["refused"] + counts["loaded"]
+    assert counts["refused"] > 1000
+    assert counts["loaded"] > 100
