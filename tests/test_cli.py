@@ -270,7 +270,7 @@ def test_decode_formats(codes_file, small_dac_file, small_dac, small_reference, 
     assert found.frames == small_dac.decoded_length(277)
     if kind != "OGG":
         samples, _ = soundfile.read(out)
-        assert np.allclose(samples, small_reference["audio"], rtol=0, atol=1e-4)
+        assert np.allclose(samples, small_reference["audio"], rtol=0, atol=1 / 32768)
 
 
 def test_decode_to_standard_output(codes_file, small_dac_file, small_reference):
@@ -278,7 +278,7 @@ def test_decode_to_standard_output(codes_file, small_dac_file, small_reference):
     assert result.exit_code == 0
     samples, rate = soundfile.read(io.BytesIO(result.stdout_bytes))
     assert rate == 24000
-    assert np.allclose(samples, small_reference["audio"], rtol=0, atol=1e-4)
+    assert np.allclose(samples, small_reference["audio"], rtol=0, atol=1 / 32768)
     assert result.stderr.startswith("3.69 s of audio in ")
 
 
@@ -463,22 +463,20 @@ def test_kernels_switched_off(codes_file, small_dac_file, small_reference):
     assert result.exit_code == 0
     assert result.stderr.endswith(" on CPU, portable)\n")
     samples, _ = soundfile.read(io.BytesIO(result.stdout_bytes))
-    assert np.allclose(samples, small_reference["audio"], rtol=0, atol=1e-4)
+    assert np.allclose(samples, small_reference["audio"], rtol=0, atol=1 / 32768)
 
 
-@pytest.mark.skipif(not kernels.available(), reason="no native kernels were built")
 def test_kernels_by_name(codes_file, small_dac_file):
-    best, *_, last = [*kernels.available(), kernels.available()[-1]]
+    best, last = kernels.available()[0], kernels.available()[-1]
     assert f"native/{best})" in run("decode", codes_file, "-", "--codec", small_dac_file).stderr
     assert f"native/{last})" in run("decode", codes_file, "-", "--codec", small_dac_file, kernels=last).stderr
 
 
-@pytest.mark.skipif(not kernels.available(), reason="no native kernels were built")
 def test_precision(codes_file, small_dac_file, small_reference):
     result = run("decode", codes_file, "-", "--codec", small_dac_file, "--precision", "int16")
     samples, _ = soundfile.read(io.BytesIO(result.stdout_bytes))
     error = np.linalg.norm(samples - small_reference["audio"]) / np.linalg.norm(samples)
-    assert 1e-4 < error < 2e-2
+    assert 1e-4 < error < 2e-3
     refused = run("decode", codes_file, "-", "--codec", small_dac_file, "--precision", "int16", kernels="off")
     assert "needs the native kernels" in refusal(refused)
 

@@ -142,10 +142,10 @@ def snr(values: np.ndarray, reference: np.ndarray) -> float:
 # bits are lost, 18 dB; Q8_0 has 8 bits of its block's largest weight, about as many as BF16 of each. The transformers
 # model's random weights amplify any rounding by 14 dB more than the other's. 4 dB and more are left for other CPUs.
 LEAST_SNR = {
-    "tiny_dac.pth": {"f32": 95, "f16": 48, "bf16": 30, "q8_0": 28},
+    "tiny_dac.pth": {"f32": 103, "f16": 48, "bf16": 30, "q8_0": 28},
     "tiny_dac_hf": {"f32": 90, "f16": 34, "bf16": 18, "q8_0": 15},
     "tiny_dac_hf/model.safetensors": {"f32": 90, "f16": 34, "bf16": 18, "q8_0": 15},
-    "small_dac.pth": {"f32": 95, "f16": 56, "bf16": 38, "q8_0": 32},
+    "small_dac.pth": {"f32": 112, "f16": 56, "bf16": 38, "q8_0": 32},
 }
 REFERENCE = {"tiny_dac.pth": "tiny_dac_pth_ref.npz", "small_dac.pth": "small_dac_ref.npz"}
 LEAST_SAME_CODES = {"f32": 1.0, "f16": 0.95, "bf16": 0.85, "q8_0": 0.85}  # the rest are near ties that rounding tips

@@ -18,15 +18,18 @@ def reference(fixtures) -> dict[str, np.ndarray]:
         return dict(archive)
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("f32", 2e-6), ("f16", 2e-3), ("bf16", 2e-2), ("q8_0", 3e-2)])
-def test_from_transformers(fixtures, reference, tmp_path, kind, tolerance):
+# 7e-7, 6e-4, 5e-3 and 4e-3 are seen; 100, 100, 97.9 and 91.3 % of the codes
+@pytest.mark.parametrize(
+    ("kind", "tolerance", "same_codes"),
+    [("f32", 2e-6, 1.0), ("f16", 1e-3, 0.99), ("bf16", 7e-3, 0.95), ("q8_0", 6e-3, 0.87)],
+)
+def test_from_transformers(fixtures, reference, tmp_path, kind, tolerance, same_codes):
     mimi.convert(fixtures / "tiny_mimi_hf", tmp_path / "tiny.gguf", type=kind)
     with Codec.load(tmp_path / "tiny.gguf") as codec:
         audio = codec.decode(reference["codes"])
         error = np.linalg.norm(audio - reference["audio"]) / np.linalg.norm(reference["audio"])
         assert error < tolerance
-        agreement = (codec.encode(reference["wav"], 24000) == reference["encoded"]).mean()
-        assert agreement == 1 if kind == "f32" else agreement > 0.5
+        assert (codec.encode(reference["wav"], 24000) == reference["encoded"]).mean() >= same_codes
 
 
 def test_moshis_order_of_queries_and_keys():

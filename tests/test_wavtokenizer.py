@@ -48,7 +48,7 @@ def test_against_the_original(small_wavtokenizer_file, wavtokenizer_reference, l
         audio = codec.decode(r["codes"])
         assert audio.dtype == np.float32
         assert audio.shape == r["audio"].shape
-        assert relative_error(audio, r["audio"]) < 3e-6
+        assert relative_error(audio, r["audio"]) < 2e-6
         np.testing.assert_array_equal(codec.encode(r["wav"], 24000), r["encoded"])
     assert len(np.unique(r["encoded"])) > 20
 
@@ -171,7 +171,7 @@ def test_windowed_stream(codec, wavtokenizer_reference):
         assert [p.size // HOP for p in parts] == [0, 0, 10, 10, 10, 10, 10, 10, 10]
         samples = np.concatenate([*parts, stream.flush()])
         assert samples.shape == offline.shape
-        assert 1e-6 < relative_error(samples, offline) < 1.0
+        assert 1e-2 < relative_error(samples, offline) < 0.4  # 0.24 seen
         stream.reset()
         np.testing.assert_array_equal(stream.finish(codes), offline)  # all frames at once: one window
 

@@ -37,7 +37,7 @@ def test_encode_and_decode(converted, tmp_path, wavtokenizer_reference):
     assert result.exit_code == 0, result.stderr
     samples, rate = soundfile.read(tmp_path / "out.wav")
     assert rate == 24000
-    assert np.abs(samples - np.clip(r["audio"], -1, 1)).max() < 1e-4  # 16-bit samples
+    assert np.abs(samples - np.clip(r["audio"], -1, 1)).max() < 1.1 / 32768  # 16-bit samples
 
 
 def test_llama_dialect(fixtures, tmp_path):
