@@ -72,5 +72,7 @@ class Loudspeaker:
 
     def wait_until_idle(self) -> None:
         """Until there was some sound, and then a block of silence."""
+        give_up = time.monotonic() + 30
         while not (len(self._blocks) > 1 and self.sound().size and not self._blocks[-1].any()):
+            assert time.monotonic() < give_up, "the sound does not end"
             time.sleep(0.001)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from measures import relative_error
 
 from vocoder_plugin import ggml, kernels
 from vocoder_plugin.clip_ops import QUERY_TILE, ClipNative, ClipPlan, ClipPortable
@@ -50,10 +51,6 @@ def run(name: str, forward, *signals: np.ndarray, weights=None, state=None, thre
     session.close()
     buffer.close()
     return [y.T if native else y, *rest]
-
-
-def error(got: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -113,7 +110,7 @@ def test_layer_norm(name, channels, frames, depthwise):
     (got,) = run(
         name, lambda net, x: net.layer_norm(x, "n", epsilon=1e-6, depthwise="d" if depthwise else None), x, weights=w
     )
-    assert error(got, expected) < 1e-6
+    assert relative_error(got, expected) < 1e-6
 
 
 @pytest.mark.parametrize("name", LOWERINGS)
@@ -132,7 +129,7 @@ def test_group_norm(name, channels, groups, frames, swish):
             name, lambda net, x: net.group_norm(x, "n", groups=groups, epsilon=1e-6, swish=swish), x, weights=w,
             threads=threads,
         )  # fmt: skip
-        assert error(got, expected) < 2e-6
+        assert relative_error(got, expected) < 2e-6
 
 
 @pytest.mark.parametrize("name", LOWERINGS)
@@ -145,7 +142,7 @@ def test_attention(name, channels, frames):
     expected = v @ (p / p.sum(1, keepdims=True)).T
     for threads in (1, 2):
         (got,) = run(name, lambda net, q, k, v: net.attention(q, k, v), q, k, v, threads=threads)
-        assert error(got, expected) < 2e-6
+        assert relative_error(got, expected) < 2e-6
 
 
 @pytest.mark.parametrize("name", LOWERINGS)
@@ -166,7 +163,7 @@ def test_polar(name):
     x = np.concatenate([rng.standard_normal((41, 6)) * 4, rng.standard_normal((41, 6)) * 20])
     size = np.minimum(np.exp(x[:41]), 100)
     (got,) = run(name, lambda net, x: net.polar(x), x)
-    assert error(got, np.concatenate([size * np.cos(x[41:]), size * np.sin(x[41:])])) < 1e-6
+    assert relative_error(got, np.concatenate([size * np.cos(x[41:]), size * np.sin(x[41:])])) < 1e-6
     assert (size == 100).any()
 
 
@@ -191,5 +188,5 @@ def test_lstm(name, threads, units, frames):
         h = sigmoid(o) * np.tanh(c)
         expected.append(h)
     got, after = run(name, lambda net, x, s: net.lstm(x, "l", 0, s), x, weights=w, state=state, threads=threads)
-    assert error(got, np.stack(expected, 1)) < 1e-6
-    assert error(after, np.stack([h, c])) < 1e-6
+    assert relative_error(got, np.stack(expected, 1)) < 1e-6
+    assert relative_error(after, np.stack([h, c])) < 1e-6

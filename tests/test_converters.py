@@ -15,12 +15,14 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from measures import snr
 from safetensors.numpy import load_file, save_file
+from torch_files import Call, Global, Persistent, pickle_file, stored, tensor, write_zip
 
 from vocoder_plugin import Codec
 from vocoder_plugin.converters import dac
@@ -32,59 +34,6 @@ from vocoder_plugin.gguf_file import GGUFFile
 FIXTURES = Path(__file__).parent / "fixtures"
 SMALL = FIXTURES / "small_dac.pth"
 DECODER_BIAS = "decoder.model.0.bias"
-
-
-# Pickles by hand, since the real ones need torch to be made
-
-
-class Global(NamedTuple):
-    module: str
-    name: str
-
-
-class Call(NamedTuple):
-    function: Any
-    arguments: tuple
-
-
-class Persistent(NamedTuple):
-    value: tuple
-
-
-def pickled(value: Any) -> bytes:
-    """Pickle opcodes that leave this value on the stack."""
-    if isinstance(value, Global):
-        return b"c%s\n%s\n" % (value.module.encode(), value.name.encode())
-    if isinstance(value, Call):
-        return pickled(value.function) + pickled(value.arguments) + b"R"
-    if isinstance(value, Persistent):
-        return pickled(value.value) + b"Q"
-    if isinstance(value, tuple):
-        return b"(" + b"".join(map(pickled, value)) + b"t"
-    if isinstance(value, dict):
-        return b"}(" + b"".join(pickled(k) + pickled(v) for k, v in value.items()) + b"u"
-    return pickle.dumps(value, 2)[2:-1]
-
-
-def pickle_file(value: Any) -> bytes:
-    return b"\x80\x02" + pickled(value) + b"."
-
-
-FLOAT = Global("torch", "FloatStorage")
-
-
-def tensor(key: str, count: int, size: tuple, stride: tuple, *, offset: int = 0, kind: Any = FLOAT) -> Call:
-    storage = Persistent(("storage", kind, key, "cpu", count))
-    hooks = Call(Global("collections", "OrderedDict"), ())
-    return Call(Global("torch._utils", "_rebuild_tensor_v2"), (storage, offset, size, stride, False, hooks))
-
-
-def write_zip(path: Path, data_pkl: bytes, storages: dict[str, bytes], *, folder: str = "archive/") -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{folder}data.pkl", data_pkl)
-        for key, content in storages.items():
-            archive.writestr(f"{folder}data/{key}", content)
-    return path
 
 
 @dataclass
@@ -99,12 +48,7 @@ class Weights:
         return self.metadata["metadata"]["kwargs"]
 
     def save(self, path: Path) -> Path:
-        entries, storages = {}, {}
-        for key, (name, values) in enumerate(self.tensors.items()):
-            stride = tuple(math.prod(values.shape[axis + 1 :]) for axis in range(values.ndim))
-            kind = {"f": FLOAT, "d": Global("torch", "DoubleStorage"), "l": Global("torch", "LongStorage")}
-            entries[name] = tensor(str(key), values.size, values.shape, stride, kind=kind[values.dtype.char])
-            storages[str(key)] = values.tobytes()
+        entries, storages = stored(self.tensors)
         return write_zip(path, pickle_file({"state_dict": entries, **self.metadata}), storages)
 
 
@@ -131,11 +75,6 @@ def refuses(source: Path, message: str, **options: Any) -> str:
 
 
 # Fidelity
-
-
-def snr(values: np.ndarray, reference: np.ndarray) -> float:
-    noise = np.sum((values.astype(np.float64) - reference) ** 2)
-    return 10 * math.log10(np.sum(reference.astype(np.float64) ** 2) / noise)
 
 
 # dB of decoding, by type of the weights. F32: rounding of the activations alone, at 24 bits. From F16 to BF16 three

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference
+from measures import snr
 
 from vocoder_plugin import Codec, kernels
 from vocoder_plugin.codecs import dac
@@ -13,12 +14,6 @@ from vocoder_plugin.gguf_file import GGUFFile
 from vocoder_plugin.plan import Plan, Signal
 
 LOWERINGS = [*kernels.available(), "off"]
-
-
-def snr(got: np.ndarray, expected: np.ndarray) -> float:
-    """In dB."""
-    expected = expected.astype(np.float64)
-    return float(10 * np.log10((expected**2).sum() / ((got - expected) ** 2).sum()))
 
 
 def load_reference(fixtures, source: str) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measures import relative_error
 
 from vocoder_plugin import ggml, kernels
 from vocoder_plugin.errors import DeviceError
@@ -23,10 +24,6 @@ LIB = ggml.library()
 VARIANTS = kernels.available()
 PRECISIONS = ("float32", "int16", "int8")
 RATE = math.lcm(*range(1, 9))  # of the input, so that any stride divides it
-
-
-def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
 def lowering(name: str, *, precision: str = "float32"):

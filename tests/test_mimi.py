@@ -6,16 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measures import relative_error
 
 from vocoder_plugin import Codec, CodesError, ModelFileError, StreamError
 from vocoder_plugin.window_ops import Attention
 
 WINDOW = 20  # of the tiny model, which codec.cpp's files do not say
-
-
-def relative_error(x: np.ndarray, y: np.ndarray) -> float:
-    assert x.shape == y.shape
-    return float(np.linalg.norm(x - y) / np.linalg.norm(y))
 
 
 def load(fixtures, kind: str = "f32", **options) -> Codec:

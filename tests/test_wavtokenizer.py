@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measures import relative_error
 from tiny_llm import outetts_0_tokens, write_tiny_llm
 
 from vocoder_plugin import AudioError, Codec, CodesError, SpeechStream, StreamError, TokenReport, VocoderError, kernels
@@ -17,10 +18,6 @@ from vocoder_plugin.converters import wavtokenizer
 
 LOWERINGS = [*kernels.available(), "off"]
 HOP = 20
-
-
-def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64)))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from test_converters import Global, pickle_file, tensor, write_zip
+from measures import snr
+from torch_files import pickle_file, stored, write_zip
 
 from vocoder_plugin import Codec, ConversionError, ModelFileError
 from vocoder_plugin.codecs.wavtokenizer_file import llama_name
@@ -20,17 +20,12 @@ from vocoder_plugin.gguf_file import GGUFFile
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CHECKPOINT = FIXTURES / "small_wavtokenizer.ckpt"
-FLOAT = Global("torch", "FloatStorage")
 
 
 def save(path: Path, tensors: dict[str, np.ndarray], *, under: str | None = "state_dict", beside: Any = None) -> Path:
     """A torch checkpoint of float32 tensors, made without torch."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    entries, storages = {}, {}
-    for key, (name, values) in enumerate(tensors.items()):
-        stride = tuple(math.prod(values.shape[axis + 1 :]) for axis in range(values.ndim))
-        entries[name] = tensor(str(key), values.size, values.shape, stride, kind=FLOAT)
-        storages[str(key)] = np.ascontiguousarray(values, np.float32).tobytes()
+    entries, storages = stored({name: values.astype(np.float32) for name, values in tensors.items()})
     content = {under: entries, **(beside or {})} if under else entries
     return write_zip(path, pickle_file(content), storages)
 
@@ -49,11 +44,6 @@ def reference() -> dict[str, np.ndarray]:
 def decoded(file: Path, codes: np.ndarray) -> np.ndarray:
     with Codec.load(file, n_threads=2) as codec:
         return codec.decode(codes)
-
-
-def snr(got: np.ndarray, expected: np.ndarray) -> float:
-    expected = expected.astype(np.float64)
-    return float(10 * np.log10((expected**2).sum() / ((got - expected) ** 2).sum()))
 
 
 # The converter

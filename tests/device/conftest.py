@@ -54,8 +54,3 @@ def offloaded(tmp_path_factory):
 
 def some_codes(codec: Codec, frames: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, codec.codebook_size, (codec.n_codebooks, frames))
-
-
-def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
-    assert got.shape == expected.shape
-    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))

@@ -8,7 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import DEVICE, relative_error, some_codes
+from conftest import DEVICE, some_codes
+from measures import relative_error
 from random_dac import write_random_dac
 
 from vocoder_plugin import Codec, graph

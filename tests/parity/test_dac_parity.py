@@ -8,6 +8,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from measures import relative_error
 
 from vocoder_plugin import Codec
 from vocoder_plugin.converters import dac
@@ -35,10 +36,6 @@ def transformers(request, tmp_path_factory):
     dac.convert(folder / "model", folder / "f32.gguf", type="f32")
     yield model, folder / "f32.gguf"
     (folder / "f32.gguf").unlink()
-
-
-def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64)))
 
 
 def random_codes(codec: Codec) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from measures import relative_error
 from mimi_oracle import moshi_mimi, save_moshi, speech_like, transformers_mimi
 
 from vocoder_plugin import Codec
@@ -12,11 +13,6 @@ from vocoder_plugin.converters import mimi
 
 SECONDS = (1, 9, 60)
 HOP = 1920
-
-
-def relative_error(x: np.ndarray, y: np.ndarray) -> float:
-    assert x.shape == y.shape
-    return float(np.linalg.norm(x - y) / np.linalg.norm(y))
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import torch
 import wavtokenizer_oracle as oracle
+from measures import relative_error
 from oracles import speech_like
 
 from vocoder_plugin import Codec
 from vocoder_plugin.converters import wavtokenizer
-
-
-def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64)))
 
 
 def random_codes(frames: int) -> np.ndarray:

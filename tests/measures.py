@@ -1,0 +1,20 @@
+"""How far two signals are apart."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
+    """Root mean square of the difference over that of what was expected; the shapes must be the same."""
+    assert got.shape == expected.shape
+    wide = expected.astype(np.float64)
+    return float(np.linalg.norm(got - wide) / max(np.linalg.norm(wide), 1e-30))
+
+
+def snr(got: np.ndarray, expected: np.ndarray) -> float:
+    """Signal-to-noise ratio in dB."""
+    error = relative_error(got, expected)
+    return -20 * math.log10(error) if error else math.inf
