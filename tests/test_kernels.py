@@ -71,6 +71,12 @@ def random_conv(rng, n_out: int, n_in: int, kernel: int, *, transposed: bool = F
     }
 
 
+def error_of_random_sums(got: np.ndarray, expected: np.ndarray) -> float:
+    """Relative to what was expected, and to no less than a spread of 1, as random_conv's sums have: few may cancel."""
+    assert got.shape == expected.shape
+    return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), math.sqrt(expected.size)))
+
+
 def test_compiled_here():
     """The test command of the README needs a C compiler, so a lack of kernels is a failure, not a skip."""
     assert "baseline" in VARIANTS
@@ -134,8 +140,7 @@ def test_conv1d(name, case):
         stride=case["stride"], dilation=case["dilation"], padding=case["padding"],
     )  # fmt: skip
     got = run(name, forward, x, weights)
-    assert got.shape == expected.shape
-    assert relative_error(got, expected) <= 2e-6
+    assert error_of_random_sums(got, expected) <= 2e-6
 
 
 @st.composite
@@ -163,8 +168,7 @@ def test_conv_transpose1d(name, case):
     expected = reference.snake(x.astype(np.float64), wide["s.alpha"])
     expected = reference.conv_transpose1d(expected, wide["c.weight"], wide["c.bias"], stride=stride, padding=padding)
     got = run(name, forward, x, weights)
-    assert got.shape == expected.shape
-    assert relative_error(got, expected) <= 2e-6
+    assert error_of_random_sums(got, expected) <= 2e-6
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -182,7 +186,7 @@ def test_int16(name, case):
         stride=case["stride"], dilation=case["dilation"], padding=case["padding"],
     )  # fmt: skip
     got = run(name, lambda net, x: net.conv1d(x, "c", out=case["n_out"], **how), x, weights, precision="int16")
-    assert relative_error(got, expected) <= 2e-3
+    assert error_of_random_sums(got, expected) <= 2e-3
 
 
 @pytest.mark.parametrize("name", VARIANTS)
