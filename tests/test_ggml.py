@@ -203,6 +203,16 @@ def test_without_llama_cpp_ggml_python_serves():
     assert out.split() == ["ggml", "cpu"]
 
 
+LEVELS = {"DEBUG": 1, "INFO": 2, "WARN": 3, "ERROR": 4, "CONT": 5}  # enum ggml_log_level of ggml.h
+
+
+def test_log_levels_are_those_of_the_bindings(lib):
+    assert {name: lib.bindings["GGML_LOG_LEVEL_" + name] for name in LEVELS} == LEVELS
+    assert {name: logging.getLevelName(ggml.LOG_LEVELS[LEVELS[name]])[:4] for name in ("WARN", "INFO")} == {
+        "WARN": "WARN", "INFO": "INFO",
+    }  # fmt: skip
+
+
 def test_log_reaches_logging_and_the_hook_before(lib, caplog):
     seen = []
     callback = lib.bindings["ggml_log_callback"](lambda level, text, _data: seen.append((level, text)))
@@ -212,14 +222,16 @@ def test_log_reaches_logging_and_the_hook_before(lib, caplog):
     try:
         with caplog.at_level(logging.DEBUG, "vocoder_plugin.ggml"), bridge, ggml.LogBridge(lib):
             ours, _ = bridge._current()
-            ours(2, b"a warning\n", None)
-            ours(5, b"continued\n", None)
+            ours(LEVELS["WARN"], b"a warning\n", None)
+            ours(LEVELS["CONT"], b"continued\n", None)
+            ours(LEVELS["DEBUG"], b"a detail\n", None)
         address = ctypes.cast(bridge._current()[0], ctypes.c_void_p).value
         assert address == ctypes.cast(callback, ctypes.c_void_p).value  # given back
     finally:
         lib.ggml_log_set(*original)
-    assert seen == [(2, b"a warning\n"), (5, b"continued\n")]
-    assert [(r.levelname, r.message) for r in caplog.records] == [("WARNING", "a warning"), ("WARNING", "continued")]
+    assert [text for _, text in seen] == [b"a warning\n", b"continued\n", b"a detail\n"]
+    records = [(record.levelname, record.message) for record in caplog.records]
+    assert records == [("WARNING", "a warning"), ("WARNING", "continued"), ("DEBUG", "a detail")]
 
 
 def test_a_hook_set_meanwhile_stays(lib):

@@ -42,7 +42,7 @@ OP_NAMES = (  # not CUSTOM: its number moved between 0.15 and 0.25, and the plug
     "VIEW", "PERMUTE", "TRANSPOSE", "GET_ROWS", "ARGMAX", "IM2COL", "COL2IM_1D",
 )  # fmt: skip
 DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel", 4: "meta"}
-LOG_LEVELS = {1: logging.INFO, 2: logging.WARNING, 3: logging.ERROR, 4: logging.DEBUG}
+LOG_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 
 
 @dataclass(frozen=True)
