@@ -212,6 +212,16 @@ def test_any_rate_encodes_as_offline(codec):
         np.testing.assert_array_equal(np.concatenate([*codes, stream.flush()], axis=1), codec.encode(WAV, 16000))
 
 
+def test_memory_does_not_grow_with_every_number_of_streams(small_dac_file):
+    with Codec.load(small_dac_file, n_threads=1) as codec:
+        streams = [codec.decoder_stream() for _ in range(12)]
+        own = codec.memory["CPU"].state
+        for n in range(1, 13):
+            codec.push_many(streams[:n], [CODES[:, :11]] * n)
+        slots = codec.memory["CPU"].state - own
+        assert slots < 32 * 2 * own / 12  # in and out of 1, 2, 4, 8 and 16 streams; 78 pairs of one for each number
+
+
 def test_many_streams_refused(small_dac, small_dac_file):
     a, b = small_dac.decoder_stream(), small_dac.decoder_stream()
     with pytest.raises(ValueError, match="2 streams for 1 arrays"):

@@ -82,7 +82,7 @@ class Pass:
         batch = len(states)
         with self.session.lock:
             self.session.check_open()
-            slots = self._slots.get(batch) or self._new_slots(batch)
+            slots = self._slots_for(batch)
             if phase.first:
                 slots.clear()
             else:
@@ -102,11 +102,14 @@ class Pass:
         """What ``build`` declares as inputs before those of ``run``, besides the position."""
         return []
 
-    def _new_slots(self, batch: int) -> TensorBuffer:
-        shape = ("F32", (max(1, self.plan.state_floats), batch))
-        slots = TensorBuffer(self.session.lib, self.session.device, {"in": shape, "out": shape}, columns=("in", "out"))
-        self._slots[batch] = slots
-        return slots
+    def _slots_for(self, batch: int) -> TensorBuffer:
+        """Room for at least so many streams; in powers of two, as graphs point to it for good."""
+        room = 1 << (batch - 1).bit_length()
+        if room not in self._slots:
+            shape = ("F32", (max(1, self.plan.state_floats), room))
+            shapes = {"in": shape, "out": shape}
+            self._slots[room] = TensorBuffer(self.session.lib, self.session.device, shapes, columns=shapes)
+        return self._slots[room]
 
     def _build_graph(self, graph: Graph, slots: TensorBuffer, phase: Phase, frames: int, batch: int) -> None:
         position = graph.input("I32", batch)
