@@ -212,6 +212,32 @@ def test_any_rate_encodes_as_offline(codec):
         np.testing.assert_array_equal(np.concatenate([*codes, stream.flush()], axis=1), codec.encode(WAV, 16000))
 
 
+def test_graphs_take_a_limited_number_of_streams(small_dac, monkeypatch):
+    """ggml would end the process where a graph has too many nodes."""
+    monkeypatch.setattr("vocoder_plugin.stream.MOST_TOGETHER", 3)
+    streams = [small_dac.decoder_stream() for _ in range(8)]
+    batches, real = [], streams[0]._pass.run
+    monkeypatch.setattr(
+        streams[0]._pass, "run", lambda states, *args: batches.append(len(states)) or real(states, *args)
+    )
+    others = [np.roll(CODES, i, axis=1)[:, :20] for i in range(8)]
+    parts = small_dac.push_many(streams, others)
+    assert batches == [3, 3, 2]
+    for stream, codes, part in zip(streams, others, parts, strict=True):
+        np.testing.assert_array_equal(np.concatenate([part, stream.flush()]), small_dac.decode(codes))
+
+
+def test_padding_beyond_the_tensor_of_zeros(small_dac_file, monkeypatch):
+    """A wide layer and many streams need more than there are; ggml would end the process."""
+    results = []
+    for floats in (1 << 18, 1 << 9):
+        monkeypatch.setattr("vocoder_plugin.ops.ZERO_FLOATS", floats)
+        with Codec.load(small_dac_file, kernels="off", n_threads=1) as codec:
+            streams = [codec.decoder_stream() for _ in range(5)]
+            results.append(codec.push_many(streams, [CODES[:, :20]] * 5))
+    np.testing.assert_array_equal(results[1], results[0])
+
+
 def test_memory_does_not_grow_with_every_number_of_streams(small_dac_file):
     with Codec.load(small_dac_file, n_threads=1) as codec:
         streams = [codec.decoder_stream() for _ in range(12)]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .codec import Codec
 
 Build = Callable[[GraphOps], None]
+MOST_TOGETHER = 32  # streams in one graph: more gain nothing, and nodes of a graph are limited
 POSITIONS = 720720  # positions count modulo this, a multiple of every dilation's period
 
 
@@ -215,11 +216,13 @@ def advance(
 
 
 def _equal_chunks(streams: Sequence[_Stream], last: bool) -> dict[tuple[Phase, int], list[int]]:
-    """Streams by the chunk they can run next."""
+    """Streams by the chunk they can run next, MOST_TOGETHER at most."""
     groups: dict[tuple[Phase, int], list[int]] = {}
     for i, stream in enumerate(streams):
         if not stream._finished and (chunk := stream._next_chunk(last)) is not None:
-            groups.setdefault(chunk, []).append(i)
+            group = groups.setdefault(chunk, [])
+            if len(group) < MOST_TOGETHER:
+                group.append(i)
     return groups
 
 
