@@ -36,9 +36,12 @@ class State:
     memory: TensorBuffer
     frames: int = 0
 
+    def __post_init__(self) -> None:
+        self._size = self.memory.nbytes  # asked now, as another thread may close the stream at any time
+
     @property
     def nbytes(self) -> int:
-        return self.memory.nbytes if self.memory.close.alive else 0
+        return self._size if self.memory.close.alive else 0
 
 
 class Pass:
@@ -67,7 +70,8 @@ class Pass:
         """The state of a stream that has not begun."""
         floats = max(1, self.plan.state_floats)
         state = State(TensorBuffer(self.session.lib, self.session.device, {"state": ("F32", (floats,))}))
-        self._states.add(state)
+        with self.session.lock:  # beside Codec.memory
+            self._states.add(state)
         return state
 
     @property
