@@ -125,15 +125,16 @@ def test_threads_share_a_codec(small_dac):
 def test_exit_while_a_daemon_thread_decodes(small_dac_file):
     """It must not compute in memory that exit has freed."""
     program = f"""
-import sys, threading, numpy, vocoder_plugin
+import threading, time, numpy, vocoder_plugin
 codec = vocoder_plugin.Codec.load({str(small_dac_file)!r}, n_threads=2)
 begun = threading.Event()
 def work():
     while True:
-        codec.decode(numpy.zeros((2, 400), int))
+        codec.decode(numpy.zeros((2, 2000), int))
         begun.set()
 threading.Thread(target=work, daemon=True).start()
 begun.wait(30)
+time.sleep(0.1)  # into the midst of the next
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
