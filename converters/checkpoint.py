@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pickle
+import reprlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +155,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], _Storage)):
-            raise ConversionError(f"{self._path}: has a reference {pid!r} that is not a tensor's storage")
+            raise ConversionError(f"{self._path}: has a reference {reprlib.repr(pid)} that is not a tensor's storage")
         _, storage, key, _, count = pid
         if key not in self._storages:
             values = _values(self._archive.read(f"{self._folder}data/{key}"), storage.kind)
@@ -167,6 +168,8 @@ class _Unpickler(pickle.Unpickler):
 def _load_zip(path: Path) -> Checkpoint:
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:  # torch does not compress
+                raise ConversionError(f"{path}: unpacks to more than its own size; save it with torch again")
             pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
             if len(pickles) != 1:
                 raise ConversionError(f"{path}: a zip archive, but not a torch checkpoint")
@@ -209,6 +212,8 @@ class Tensors:
             raise ConversionError(f"{self.path}: tensor {name!r} is missing") from None
         if values.dtype.kind != "f":
             raise ConversionError(f"{self.path}: tensor {name!r} has type {values.dtype}, expected floating point")
+        if values.size == 0:
+            raise ConversionError(f"{self.path}: tensor {name!r} has shape {values.shape}, which holds nothing")
         with np.errstate(over="ignore"):
             finite = np.isfinite(values.astype(np.float32)).all()
         if not finite:

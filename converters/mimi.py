@@ -137,6 +137,8 @@ def _named_tensors(checkpoint: Checkpoint, head_dim: int) -> Iterator[tuple[str,
             if usage_name is None:
                 raise ConversionError(f"{checkpoint.path}: tensor {name!r} has no cluster_usage beside it")
             usage = tensors.take(usage_name).astype(np.float32)
+            if values.ndim != 2 or usage.shape != values.shape[:1]:
+                raise ConversionError(f"{checkpoint.path}: {name!r} and its usage are {values.shape} and {usage.shape}")
             yield f"{layer}.codebook.embed", values / np.maximum(usage, np.float32(USAGE_FLOOR))[:, np.newaxis]
         elif new.endswith("attn.in_proj.w"):
             stem = new.removesuffix("in_proj.w")
@@ -168,6 +170,8 @@ def _sizes(checkpoint: Checkpoint) -> dict[str, Any]:
                 f"{checkpoint.path}: config's {key} is {config[key]!r}, but only {expected!r} is supported"
             )
     rope = config.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ConversionError(f"{checkpoint.path}: config's rope_parameters is a {type(rope).__name__}")
     sizes = {
         "sample_rate": config.get("sampling_rate", 24000),
         "head_dim": config.get("head_dim") or HEAD_DIM,
@@ -176,7 +180,8 @@ def _sizes(checkpoint: Checkpoint) -> dict[str, Any]:
         "epsilon": config.get("norm_eps", 1e-5),
     }
     for key, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        kinds = (int, float) if key in ("theta", "epsilon") else (int,)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 2**32:
             raise ConversionError(f"{checkpoint.path}: config's {key} is {value!r}, expected a positive number")
     return sizes
 
@@ -190,6 +195,10 @@ def _add_metadata(
     for needed in ("q.s.layers.0.codebook.embed", "q.s.op.w"):
         if needed not in tensors:
             raise ConversionError(f"{checkpoint.path}: lacks the tensor that becomes {needed!r}")
+    for name, values in tensors.items():
+        dimensions = 3 if re.search(r"conv\.w$", name) else 2 if re.search(r"mlp\.fc\d\.w$|op\.w$", name) else 0
+        if values.ndim < min(dimensions, 2) or (dimensions == 3 and values.ndim != 3):
+            raise ConversionError(f"{checkpoint.path}: {name!r} would have shape {values.shape}")
     size, dim = tensors["q.s.layers.0.codebook.embed"].shape
     latent = tensors["q.s.op.w"].shape[0]
     side = "etr" if "etr.l0.mlp.fc1.w" in tensors else "dtr"
@@ -203,7 +212,7 @@ def _add_metadata(
         and (f"enc.l{i - 2}.block.1.conv.w" if side == "etr" else f"dec.l{i}.block.1.conv.w") in tensors
     ]
     writer.add_name("Mimi")
-    writer.add_uint32("codec.sample_rate", int(sizes["sample_rate"]))
+    writer.add_uint32("codec.sample_rate", sizes["sample_rate"])
     writer.add_uint32("codec.hop_size", int(np.prod(strides)) * 2)
     writer.add_uint32("codec.n_q", semantic + acoustic)
     writer.add_uint32("codec.num_semantic_quantizers", semantic)
@@ -211,11 +220,11 @@ def _add_metadata(
     writer.add_uint32("codec.codebook_dim", dim)
     writer.add_uint32("codec.latent_dim", latent)
     writer.add_uint32("codec.num_hidden_layers", count(rf"{side}\.l(\d+)\."))
-    writer.add_uint32("codec.num_attention_heads", latent // int(sizes["head_dim"]))
-    writer.add_uint32("codec.head_dim", int(sizes["head_dim"]))
+    writer.add_uint32("codec.num_attention_heads", latent // sizes["head_dim"])
+    writer.add_uint32("codec.head_dim", sizes["head_dim"])
     writer.add_uint32("codec.intermediate_size", tensors[f"{side}.l0.mlp.fc1.w"].shape[0])
     writer.add_float32("codec.rope_theta", float(sizes["theta"]))
     writer.add_float32("codec.norm_eps", float(sizes["epsilon"]))
-    writer.add_uint32("codec.sliding_window", int(sizes["window"]))
+    writer.add_uint32("codec.sliding_window", sizes["window"])
     writer.add_bool("codec.has_encoder", any(name.startswith("enc.") for name in tensors))
     writer.add_bool("codec.has_decoder", any(name.startswith("dec.") for name in tensors))

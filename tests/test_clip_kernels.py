@@ -145,6 +145,21 @@ def test_attention(name, channels, frames):
         assert relative_error(got, expected) < 2e-6
 
 
+def test_portable_attention_has_a_limited_number_of_steps(monkeypatch):
+    """ggml would end the process where a graph has too many nodes."""
+    monkeypatch.setattr("vocoder_plugin.clip_ops.QUERY_TILE", 4)
+    monkeypatch.setattr("vocoder_plugin.clip_ops.MOST_TILES", 3)
+    steps, real = [], LIB.ggml_soft_max_ext
+    monkeypatch.setattr(
+        LIB, "ggml_soft_max_ext", lambda c, x, *args: steps.append(x.contents.ne[1]) or real(c, x, *args)
+    )
+    q, k, v = (np.random.default_rng(i).standard_normal((8, 31)) for i in range(3))
+    scores = np.exp(q.T @ k / math.sqrt(8))
+    (got,) = run("portable", lambda net, q, k, v: net.attention(q, k, v), q, k, v)
+    assert error(got, v @ (scores / scores.sum(1, keepdims=True)).T) < 2e-6
+    assert steps == [11, 11, 9]
+
+
 @pytest.mark.parametrize("name", LOWERINGS)
 @pytest.mark.parametrize(("frames", "left", "right"), [(9, 3, 3), (4, 3, 2), (1, 3, 3), (2, 0, 4), (20, 0, 0)])
 def test_reflection_with_elu(name, frames, left, right):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vocoder_plugin import AudioError, Codec, CodesError, DeviceError, ModelFileError, VocoderError
+from vocoder_plugin.stream import State
 
 
 def test_attributes(small_dac):
@@ -119,6 +120,42 @@ def test_threads_share_a_codec(small_dac):
         thread.join()
     for i, wanted in enumerate(expected):
         np.testing.assert_array_equal(results[i], wanted)
+
+
+def test_exit_while_a_daemon_thread_decodes(small_dac_file):
+    """It must not compute in memory that exit has freed."""
+    program = f"""
+import threading, time, numpy, vocoder_plugin
+codec = vocoder_plugin.Codec.load({str(small_dac_file)!r}, n_threads=2)
+begun = threading.Event()
+def work():
+    while True:
+        codec.decode(numpy.zeros((2, 2000), int))
+        begun.set()
+threading.Thread(target=work, daemon=True).start()
+begun.wait(30)
+time.sleep(0.1)  # into the midst of the next
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_memory_beside_new_streams(small_dac_file, monkeypatch):
+    """Another thread begins a stream while the states are counted."""
+    with Codec.load(small_dac_file, n_threads=1) as codec:
+        streams, real = [codec.decoder_stream() for _ in range(3)], State.nbytes.fget
+        thread = threading.Thread(target=lambda: streams.append(codec.decoder_stream()))
+
+        def nbytes(state):
+            if thread.ident is None:
+                thread.start()
+                thread.join(0.1)
+            return real(state)
+
+        monkeypatch.setattr(State, "nbytes", property(nbytes))
+        before = codec.memory["CPU"].state
+        thread.join()
+        assert codec.memory["CPU"].state == before / 3 * 4
 
 
 def test_closed(small_dac_file):

@@ -650,6 +650,16 @@ def test_damaged_checkpoints_are_refused(tmp_path, make, message):
     assert refuses(path, message).startswith(f"{path}: ")
 
 
+def test_an_archive_that_unpacks_to_more_is_refused(tmp_path):
+    """A megabyte of deflated zeros is a gigabyte of memory."""
+    with zipfile.ZipFile(SMALL) as archive, zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in archive.infolist():
+            bomb.writestr(entry.filename, archive.read(entry))
+        bomb.writestr("archive/data/zeros", bytes(1 << 20))
+    with pytest.raises(ConversionError, match="unpacks to more than its own size"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
 def test_truncation_anywhere_is_refused(tmp_path):
     content = write_zip(tmp_path / "whole.pth", pickle_file({"w": tensor("0", 2, (2,), (1,))}), {"0": bytes(8)})
     whole = content.read_bytes()

@@ -200,11 +200,17 @@ def test_masks_and_turns():
     np.testing.assert_allclose(turns, [np.cos(2), np.cos(0.2), np.sin(2), np.sin(0.2)], rtol=1e-6)
 
 
-def test_a_key_that_contradicts_the_tensors(fixtures, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("codec.latent_dim", 64, r"has shape|is 16, expected 32"),
+        ("codec.num_hidden_layers", 17, "is 17, expected 1 to 16"),  # more nodes than a graph holds
+    ],
+)
+def test_a_key_that_contradicts_the_tensors_or_sense(fixtures, tmp_path, key, value, message):
     data = (fixtures / "codec_cpp_mimi_hf_f32.gguf").read_bytes()
     bad = tmp_path / "bad.gguf"
-    key = b"codec.latent_dim"
-    at = data.index(key) + len(key) + 4
-    bad.write_bytes(data[:at] + (64).to_bytes(4, "little") + data[at + 4 :])
-    with pytest.raises(ModelFileError, match=r"has shape|is 16, expected 32"):
+    at = data.index(key.encode()) + len(key) + 4
+    bad.write_bytes(data[:at] + value.to_bytes(4, "little") + data[at + 4 :])
+    with pytest.raises(ModelFileError, match=message):
         Codec.load(bad)

@@ -54,15 +54,39 @@ def test_names(name, expected):
     assert mimi._file_name(name) == expected
 
 
-@pytest.mark.parametrize(("key", "value"), [("use_causal_conv", False), ("num_residual_layers", 2), ("head_dim", -1)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_causal_conv", False), ("num_residual_layers", 2), ("head_dim", -1), ("head_dim", 0.5),
+        ("rope_parameters", [1]), ("sliding_window", float("inf")), ("norm_eps", 1e300),
+    ],
+)  # fmt: skip
 def test_a_config_that_is_not_supported(fixtures, tmp_path, key, value):
     folder = tmp_path / "hf"
     shutil.copytree(fixtures / "tiny_mimi_hf", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, key: value}))
-    with pytest.raises(ConversionError, match=key):
+    with pytest.raises(ConversionError, match=key.removeprefix("sliding_").replace("norm_eps", "epsilon")):
         mimi.convert(folder, tmp_path / "x.gguf")
     assert not (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("quantizer.semantic_residual_vector_quantizer.layers.0.codebook.cluster_usage", (32, 1)),
+        ("quantizer.semantic_residual_vector_quantizer.output_proj.weight", ()),
+        ("encoder.layers.6.conv.weight", (5,)),
+        ("encoder_transformer.layers.0.mlp.fc1.weight", (0, 32)),
+    ],
+)
+def test_tensors_of_odd_shapes(fixtures, tmp_path, monkeypatch, name, shape):
+    checkpoint = mimi.load_checkpoint(fixtures / "tiny_mimi_hf")
+    assert name in checkpoint.tensors
+    checkpoint.tensors[name] = np.ones(shape, np.float32)
+    monkeypatch.setattr(mimi, "load_checkpoint", lambda _source: checkpoint)
+    with pytest.raises(ConversionError, match=r"shape|usage"):
+        mimi.convert("x", tmp_path / "x.gguf")
 
 
 def test_another_models_checkpoint(fixtures, tmp_path):

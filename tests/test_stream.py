@@ -212,6 +212,42 @@ def test_any_rate_encodes_as_offline(codec):
         np.testing.assert_array_equal(np.concatenate([*codes, stream.flush()], axis=1), codec.encode(WAV, 16000))
 
 
+def test_graphs_take_a_limited_number_of_streams(small_dac, monkeypatch):
+    """ggml would end the process where a graph has too many nodes."""
+    monkeypatch.setattr("vocoder_plugin.stream.MOST_TOGETHER", 3)
+    streams = [small_dac.decoder_stream() for _ in range(8)]
+    batches, real = [], streams[0]._pass.run
+    monkeypatch.setattr(
+        streams[0]._pass, "run", lambda states, *args: batches.append(len(states)) or real(states, *args)
+    )
+    others = [np.roll(CODES, i, axis=1)[:, :20] for i in range(8)]
+    parts = small_dac.push_many(streams, others)
+    assert batches == [3, 3, 2]
+    for stream, codes, part in zip(streams, others, parts, strict=True):
+        np.testing.assert_array_equal(np.concatenate([part, stream.flush()]), small_dac.decode(codes))
+
+
+def test_padding_beyond_the_tensor_of_zeros(small_dac_file, monkeypatch):
+    """A wide layer and many streams need more than there are; ggml would end the process."""
+    results = []
+    for floats in (1 << 18, 1 << 9):
+        monkeypatch.setattr("vocoder_plugin.ops.ZERO_FLOATS", floats)
+        with Codec.load(small_dac_file, kernels="off", n_threads=1) as codec:
+            streams = [codec.decoder_stream() for _ in range(5)]
+            results.append(codec.push_many(streams, [CODES[:, :20]] * 5))
+    np.testing.assert_array_equal(results[1], results[0])
+
+
+def test_memory_does_not_grow_with_every_number_of_streams(small_dac_file):
+    with Codec.load(small_dac_file, n_threads=1) as codec:
+        streams = [codec.decoder_stream() for _ in range(12)]
+        own = codec.memory["CPU"].state
+        for n in range(1, 13):
+            codec.push_many(streams[:n], [CODES[:, :11]] * n)
+        slots = codec.memory["CPU"].state - own
+        assert slots < 32 * 2 * own / 12  # in and out of 1, 2, 4, 8 and 16 streams; 78 pairs of one for each number
+
+
 def test_many_streams_refused(small_dac, small_dac_file):
     a, b = small_dac.decoder_stream(), small_dac.decoder_stream()
     with pytest.raises(ValueError, match="2 streams for 1 arrays"):
@@ -263,6 +299,61 @@ def test_bad_codes_leave_the_stream_as_it_was(small_dac):
             stream.push(np.array([[0], [1024]]))
         parts += [stream.push(CODES[:, 30:]), stream.flush()]
     np.testing.assert_array_equal(np.concatenate(parts), small_dac.decode(CODES))
+
+
+def failing_at(codec, monkeypatch, count):
+    """The codec's graphs fail from the ``count``-th on, as if the user had interrupted them."""
+    real, runs = codec._session.run, iter(range(1, 1 << 20))
+
+    def run(*args):
+        if next(runs) >= count:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(codec._session, "run", run)
+
+
+@pytest.mark.parametrize("kind", ["small_dac_file", "small_wavtokenizer_file"])
+@pytest.mark.parametrize("direction", ["decoder", "encoder"])
+def test_a_push_that_fails_ends_the_stream(request, monkeypatch, kind, direction):
+    """Some chunks are done and their results lost: to go on would leave a hole."""
+    with Codec.load(request.getfixturevalue(kind), n_threads=1) as codec:
+        data = np.zeros((codec.n_codebooks, FRAMES), np.int32) if direction == "decoder" else WAV
+        whole = codec.decode(data) if direction == "decoder" else codec.encode(data, codec.sample_rate)
+        stream = getattr(codec, f"{direction}_stream")()
+        with monkeypatch.context() as patch:
+            failing_at(codec, patch, 2 if kind == "small_dac_file" or direction == "encoder" else 1)
+            with pytest.raises(KeyboardInterrupt):
+                stream.push(data)
+        for go_on in (stream.flush, lambda: stream.push(data)):
+            with pytest.raises(StreamError, match=r"has ended; call reset\(\)"):
+                go_on()
+        stream.reset()
+        np.testing.assert_array_equal(stream.finish(data), whole)
+
+
+def test_streams_that_fail_together_end_together(small_dac, monkeypatch):
+    streams = [small_dac.decoder_stream() for _ in range(2)]
+    with streams[0]._claimed(), pytest.raises(StreamError, match="in use by another thread"):
+        small_dac.push_many(streams[::-1], [CODES, CODES])  # refused, and nothing has happened yet
+    with monkeypatch.context() as patch:
+        failing_at(small_dac, patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            small_dac.push_many(streams, [CODES, CODES])
+    for stream in streams:
+        with pytest.raises(StreamError, match="has ended"):
+            stream.flush()
+        stream.reset()
+        np.testing.assert_array_equal(stream.finish(CODES), small_dac.decode(CODES))
+
+
+def test_estimates_are_made_while_the_stream_is_claimed(small_dac, monkeypatch):
+    """Else another thread could push, or free the state, meanwhile."""
+    with small_dac.decoder_stream(lookahead_frames=2) as stream:
+        real, claimed = stream._pass.run, []
+        monkeypatch.setattr(stream._pass, "run", lambda *args: claimed.append(stream._busy.locked()) or real(*args))
+        stream.push(CODES[:, :20])
+        assert claimed == [True, True]  # exact samples, then the estimate
 
 
 def test_interleaved_streams_do_not_mix(small_dac):

@@ -268,6 +268,7 @@ def test_codec_cpps_own_layouts(tmp_path, small_wavtokenizer_file, reference, we
         ({"dec.head.out.bias": np.ones(92)}, {}, "an FFT of 90 samples does not fit a hop of 20"),
         ({"dec.head.out.bias": np.ones(2)}, {}, "an FFT of 0 samples does not fit"),
         ({"dec.bb.cnx.0.gamma": None}, {}, "has 0 ConvNeXt blocks"),
+        ({f"dec.bb.cnx.{i}.gamma": np.ones(64) for i in range(33)}, {}, "has 33 ConvNeXt blocks, expected 1 to 32"),
         ({}, {"codec.hop_size": 300}, "key 'codec.hop_size' is 300, expected 20"),
         ({}, {"codec.n_q": 2}, "key 'codec.n_q' is 2, expected 1"),
         ({}, {"codec.sample_rate": 7}, "expected 1000 to 400000"),

@@ -24,6 +24,7 @@ from .plan import WHOLE, ArraysSpec, Ops, Phase, Plan, Signal, Spec, Tensor
 from .weights import Find
 
 QUERY_TILE = 256  # queries of one portable attention step: memory is QUERY_TILE * frames
+MOST_TILES = 200  # steps; beyond, at 11 minutes of sound, they become larger, as a graph holds 4096 nodes
 
 
 class ClipOps(Ops):
@@ -323,9 +324,9 @@ class ClipPortableOps(ClipOps, PortableOps):
     def _emit_attention(self, q: Signal, k: Signal, v: Signal) -> Signal:
         lib, c = self.lib, self.c
         queries, keys = self._transposed(q.tensor), self._transposed(k.tensor)  # [C, T]
-        y = None
-        for first in range(0, q.length, QUERY_TILE):
-            n = min(QUERY_TILE, q.length - first)
+        y, most = None, max(QUERY_TILE, -(-q.length // MOST_TILES))
+        for first in range(0, q.length, most):
+            n = min(most, q.length - first)
             tile = lib.ggml_view_2d(c, queries, q.channels, n, q.channels * F32, first * q.channels * F32)
             scores = lib.ggml_soft_max_ext(c, lib.ggml_mul_mat(c, keys, tile), None, q.channels**-0.5, 0.0)  # [T, n]
             part = lib.ggml_mul_mat(c, v.tensor, scores)  # [C, n]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "int16", "int8")
 REHEARSED_SECONDS = 10.0  # a sentence or two: the buffers of codecs that see whole clips grow with them
+EXIT_SECONDS = 10.0  # that the interpreter's exit waits for what another thread computes
 CHUNK_SECONDS = 0.32  # of a chunk in long input: activations stay in cache, weights are read rarely enough
 
 
@@ -115,6 +118,7 @@ class Codec:
         self.lowering = f"native/{compiled.name}" if compiled else "portable"
         self._session = Session(lib, device, n_threads=n_threads)
         self._passes: dict[str, Pass] = {}
+        _closed_at_exit().add(self)
 
     @staticmethod
     def _choose_kernels(device: Device, kernels: str | None, precision: str) -> kernels_module.Kernels | None:
@@ -374,15 +378,16 @@ class Codec:
     @property
     def memory(self) -> dict[str, Memory]:
         """What the codec has allocated so far, by the device's name; the CPU too where operations fell back to it."""
-        own = {id(pass_.weights): pass_ for pass_ in self._passes.values()}.values()  # some share theirs
-        compute = self._session.compute_bytes
-        used = {name: Memory(compute=count) for name, count in compute.items()}
-        used[self.device.name] = Memory(
-            weights=sum(pass_.weights.nbytes for pass_ in own),
-            state=sum(pass_.state_bytes for pass_ in own),
-            compute=compute[self.device.name],
-        )
-        return used
+        with self._session.lock:
+            own = {id(pass_.weights): pass_ for pass_ in self._passes.values()}.values()  # some share theirs
+            compute = self._session.compute_bytes
+            used = {name: Memory(compute=count) for name, count in compute.items()}
+            used[self.device.name] = Memory(
+                weights=sum(pass_.weights.nbytes for pass_ in own),
+                state=sum(pass_.state_bytes for pass_ in own),
+                compute=compute[self.device.name],
+            )
+            return used
 
     def at_most_threads(self, n_threads: int) -> AbstractContextManager[None]:
         """Work with no more threads than this meanwhile, on a CPU; other threads' calls wait until it ends."""
@@ -406,6 +411,26 @@ class Codec:
             f"<Codec {self.name!r}: {self.sample_rate} Hz, {self.n_codebooks} codebooks of {self.codebook_size} "
             f"at {self.frame_rate:g} frames/s, on {self.device.name} ({self.lowering})>"
         )
+
+
+@functools.cache
+def _closed_at_exit() -> weakref.WeakSet[Codec]:
+    """Codecs that the interpreter's exit closes.
+
+    At exit weakref frees all memory, buffer by buffer, while daemon threads go on: one of them could compute in
+    what is gone. This is registered after weakref's own hook, the first codec's session having needed it, and so
+    runs before.
+    """
+    codecs: weakref.WeakSet[Codec] = weakref.WeakSet()
+    atexit.register(_close_for_good, codecs)
+    return codecs
+
+
+def _close_for_good(codecs: weakref.WeakSet[Codec]) -> None:
+    """Close them, and keep their locks: threads that want to go on wait for the end of the process."""
+    for codec in list(codecs):
+        if codec._session.lock.acquire(timeout=EXIT_SECONDS):
+            codec.close()
 
 
 def _build_decode(config: dac.Config, _lowering: Lowering, net: GraphOps) -> None:

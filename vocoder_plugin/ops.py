@@ -289,9 +289,19 @@ class PortableOps(GraphOps):
             joined = self.lib.ggml_concat(self.c, joined, first, 0)
         return joined
 
-    def _zeros(self, rows: int, channels: int) -> Tensor:
+    def _zeros(self, rows: int, channels: int, batch: int = 0) -> Tensor:
+        """[rows, channels, batch], of the graph's batch by default; of two halves where that is more than there are."""
+        batch = batch or self.batch
         step = rows * F32
-        return self.lib.ggml_view_3d(self.c, self.w["zeros"], rows, channels, self.batch, step, step * channels, 0)
+        if rows * channels * batch <= ZERO_FLOATS:
+            zeros = self.w["zeros"]
+            return self.lib.ggml_view_3d(self.c, zeros, rows, channels, batch, step, step * channels, 0)
+        if batch > 1:
+            halves, axis = [(rows, batch // 2), (rows, batch - batch // 2)], 2
+        else:
+            halves, axis = [(rows // 2, 1), (rows - rows // 2, 1)], 0
+        first, second = (self._zeros(n, channels, streams) for n, streams in halves)
+        return self.lib.ggml_concat(self.c, first, second, axis)
 
     def _joined(self, window: Window) -> Tensor:
         """The window's rows in one tensor, made once however many nodes read it."""
@@ -432,6 +442,6 @@ class Portable:
         buffer.upload(spec.name + ".bias", find(spec.name + ".bias").read())
 
 
-ZERO_FLOATS = 1 << 18  # padding rows * channels of any layer: 64 rows of 4096 channels
+ZERO_FLOATS = 1 << 18  # to pad with: rows * channels * streams
 
 Lowering = Native | Portable

@@ -7,26 +7,25 @@ and encoding are one push that is also the last.
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .audio import Resampler
-from .errors import StreamError
 from .graph import Graph, Session, TensorBuffer
 from .ops import GraphOps, Lowering
 from .plan import FIRST, LAST, MIDDLE, WHOLE, Phase, Plan
+from .pushing import OneThread, TakesCodes, TakesSamples, advancing
 from .weights import Find
 
 if TYPE_CHECKING:
     from .codec import Codec
 
 Build = Callable[[GraphOps], None]
+MOST_TOGETHER = 32  # streams in one graph: more gain nothing, and nodes of a graph are limited
 POSITIONS = 720720  # positions count modulo this, a multiple of every dilation's period
 
 
@@ -37,9 +36,12 @@ class State:
     memory: TensorBuffer
     frames: int = 0
 
+    def __post_init__(self) -> None:
+        self._size = self.memory.nbytes  # asked now, as another thread may close the stream at any time
+
     @property
     def nbytes(self) -> int:
-        return self.memory.nbytes if self.memory.close.alive else 0
+        return self._size if self.memory.close.alive else 0
 
 
 class Pass:
@@ -68,7 +70,8 @@ class Pass:
         """The state of a stream that has not begun."""
         shapes = {**self._kept(), "state": ("F32", (max(1, self.plan.state_floats),))}
         state = State(TensorBuffer(self.session.lib, self.session.device, shapes))
-        self._states.add(state)
+        with self.session.lock:  # beside Codec.memory
+            self._states.add(state)
         return state
 
     def _kept(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -88,7 +91,7 @@ class Pass:
         batch = len(states)
         with self.session.lock:
             self.session.check_open()
-            slots = self._slots.get(batch) or self._new_slots(batch)
+            slots = self._slots_for(batch)
             if phase.first:
                 slots.clear()
             else:
@@ -108,11 +111,14 @@ class Pass:
         """What ``build`` declares as inputs before those of ``run``, besides the position."""
         return []
 
-    def _new_slots(self, batch: int) -> TensorBuffer:
-        shape = ("F32", (max(1, self.plan.state_floats), batch))
-        slots = TensorBuffer(self.session.lib, self.session.device, {"in": shape, "out": shape}, columns=("in", "out"))
-        self._slots[batch] = slots
-        return slots
+    def _slots_for(self, batch: int) -> TensorBuffer:
+        """Room for at least so many streams; in powers of two, as graphs point to it for good."""
+        room = 1 << (batch - 1).bit_length()
+        if room not in self._slots:
+            shape = ("F32", (max(1, self.plan.state_floats), room))
+            shapes = {"in": shape, "out": shape}
+            self._slots[room] = TensorBuffer(self.session.lib, self.session.device, shapes, columns=shapes)
+        return self._slots[room]
 
     def _build_graph(self, graph: Graph, slots: TensorBuffer, phase: Phase, frames: int, batch: int) -> None:
         position = graph.input("I32", batch)
@@ -136,38 +142,25 @@ class Pass:
             slots.close()
 
 
-class _Stream:
-    """What both directions share: pending frames, phases, and one thread at a time."""
+class _Stream(OneThread):
+    """What both directions of exact streams share: pending frames and phases."""
 
     exact: bool
 
     def __init__(self, codec: Codec, pass_: Pass, chunk_frames: int) -> None:
         self._codec, self._pass, self._chunk_frames = codec, pass_, chunk_frames
         self._state = pass_.new_state()
-        self._busy = threading.Lock()
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything pushed so far; the next push starts a new stream."""
-        with self._claimed():
-            if not self._state.memory.close.alive:
-                raise StreamError("this stream is closed")
-            self._clear()
+        super().__init__()
 
     def _clear(self) -> None:
-        self._started = self._finished = False
+        self._started = False
         self._pending: list[np.ndarray] = []
         self._pending_frames = 0
 
     def close(self) -> None:
         """Free the state. The stream cannot be used afterwards."""
-        with self._claimed():
-            self._finished = True
-            self._state.memory.close()
-
-    def _check_ready(self, pass_: Pass) -> None:
-        if self._finished:
-            raise StreamError("this stream has ended; call reset() to start a new one")
+        super().close()
+        self._state.memory.close()
 
     def _take_in(self, data: np.ndarray, *, last: bool) -> None:
         """Keep checked codes or samples until there is a chunk of them."""
@@ -177,16 +170,6 @@ class _Stream:
         """Keep n frames, which lie along the last axis."""
         self._pending.append(frames)
         self._pending_frames += n
-
-    @contextlib.contextmanager
-    def _claimed(self) -> Iterator[None]:
-        """One thread at a time."""
-        if not self._busy.acquire(blocking=False):
-            raise StreamError("this stream is in use by another thread; give each thread a stream of its own")
-        try:
-            yield
-        finally:
-            self._busy.release()
 
     def _next_chunk(self, last: bool) -> tuple[Phase, int] | None:
         waiting, most = self._pending_frames, self._chunk_frames
@@ -226,10 +209,7 @@ def advance(
     Streams whose next chunks are alike run together, and the weights are read once for all of them. With ``last``
     the streams end. Nothing is taken in unless every stream can take it.
     """
-    with contextlib.ExitStack() as claims:
-        for stream in streams:
-            claims.enter_context(stream._claimed())
-            stream._check_ready(pass_)
+    with advancing(streams, pass_, last=last):
         for stream, data in zip(streams, inputs, strict=True):
             stream._take_in(data, last=last)
         parts: list[list[np.ndarray]] = [[] for _ in streams]
@@ -240,18 +220,17 @@ def advance(
                 for i, output in zip(members, _run(group, pass_, phase, frames, chunks), strict=True):
                     parts[i].append(output)
                     streams[i]._started, streams[i]._finished = True, phase.last
-        results = [stream._result(pass_, part, last=last) for stream, part in zip(streams, parts, strict=True)]
-        for stream in streams:
-            stream._finished = last
-        return results
+        return [stream._result(pass_, part, last=last) for stream, part in zip(streams, parts, strict=True)]
 
 
 def _equal_chunks(streams: Sequence[_Stream], last: bool) -> dict[tuple[Phase, int], list[int]]:
-    """Streams by the chunk they can run next."""
+    """Streams by the chunk they can run next, MOST_TOGETHER at most."""
     groups: dict[tuple[Phase, int], list[int]] = {}
     for i, stream in enumerate(streams):
         if not stream._finished and (chunk := stream._next_chunk(last)) is not None:
-            groups.setdefault(chunk, []).append(i)
+            group = groups.setdefault(chunk, [])
+            if len(group) < MOST_TOGETHER:
+                group.append(i)
     return groups
 
 
@@ -263,7 +242,7 @@ def _run(
     return streams[0]._outputs(pass_, outputs, len(streams))
 
 
-class DecoderStream(_Stream):
+class DecoderStream(TakesCodes, _Stream):
     """Codes in, samples out, identical to offline decoding however the codes are cut into pushes.
 
     A context manager. One thread at a time may use a stream (StreamError otherwise); many streams
@@ -292,39 +271,34 @@ class DecoderStream(_Stream):
 
     def _clear(self) -> None:
         super()._clear()
-        self._pushed_frames = self._decoded_samples = self._given_samples = 0
+        self._pushed_frames = self._decoded_samples = self._given_samples = 0  # of a stream that is not exact
         self._last_frame = np.empty((self._codec.n_codebooks, 0), np.int32)
 
-    def push(self, codes: np.ndarray) -> np.ndarray:
-        """Codes [n_codebooks, n] -> the samples that became available, float32 [m]; m may be 0.
+    def _feed(self, codes: np.ndarray, *, last: bool) -> np.ndarray:
+        return advance([self], [self._codec.check_codes(codes)], self._pass, last=last)[0]
 
-        Raises
-        ------
-        CodesError
-            For codes of a wrong type, shape or range; the stream goes on as if they had not come.
-        StreamError
-            After ``flush``, or while another thread uses the stream.
-        """
-        codes = self._codec.check_codes(codes)
-        samples = advance([self], [codes], self._pass)[0]
-        return samples if self.exact else self._with_estimate(codes, samples)
+    def _take_in(self, data: np.ndarray, *, last: bool) -> None:
+        self._append(data, data.shape[1])
+        if not self.exact:
+            self._pushed_frames += data.shape[1]
+            self._last_frame = np.concatenate([self._last_frame, data], axis=1)[:, -1:]
 
-    def flush(self) -> np.ndarray:
-        """End the stream: the remaining samples, float32 [m]."""
-        return self.finish(np.empty((self._codec.n_codebooks, 0), np.int32))
+    def _input(self, chunk: np.ndarray) -> np.ndarray:
+        return self._codec.code_rows(chunk)
 
-    def finish(self, codes: np.ndarray) -> np.ndarray:
-        """``push`` and ``flush`` in one, with a chunk less work."""
-        codes = self._codec.check_codes(codes)
-        samples = advance([self], [codes], self._pass, last=True)[0]
-        return samples[self._given_samples - self._decoded_samples :]
+    def _outputs(self, pass_: Pass, outputs: list[np.ndarray], streams: int) -> list[np.ndarray]:
+        return list(outputs[0])
 
-    def _with_estimate(self, codes: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """Exact samples not yet given, and beyond them estimates up to the chosen lookahead."""
+    def _result(self, pass_: Pass, parts: list[np.ndarray], *, last: bool) -> np.ndarray:
+        samples = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.float32), *parts])
+        return samples if self.exact else self._with_estimate(samples, last=last)
+
+    def _with_estimate(self, samples: np.ndarray, *, last: bool) -> np.ndarray:
+        """Exact samples not yet given, and beyond them, before the end, estimates up to the chosen lookahead."""
         known = samples[self._given_samples - self._decoded_samples :]
+        if last:
+            return known
         self._decoded_samples += samples.size
-        self._pushed_frames += codes.shape[1]
-        self._last_frame = np.concatenate([self._last_frame, codes], axis=1)[:, -1:]
         hop, n = self._codec.hop_length, self._pushed_frames
         due = min((n - self.lookahead_frames) * hop, self._codec.decoded_length(n))
         missing = due - max(self._given_samples, self._decoded_samples)
@@ -340,26 +314,6 @@ class DecoderStream(_Stream):
         repeats = np.repeat(self._last_frame, self._reach - self.lookahead_frames, axis=1)
         codes = np.concatenate([*self._pending, repeats], axis=1)
         return _run([self], self._pass, LAST if self._started else WHOLE, codes.shape[1], [codes])[0]
-
-    def _take_in(self, data: np.ndarray, *, last: bool) -> None:
-        self._append(data, data.shape[1])
-
-    def _input(self, chunk: np.ndarray) -> np.ndarray:
-        return self._codec.code_rows(chunk)
-
-    def _outputs(self, pass_: Pass, outputs: list[np.ndarray], streams: int) -> list[np.ndarray]:
-        return list(outputs[0])
-
-    def _result(self, pass_: Pass, parts: list[np.ndarray], *, last: bool) -> np.ndarray:
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
-
-    def __enter__(self) -> DecoderStream:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
 
 def push_many(streams: Sequence[_Stream], inputs: Sequence[np.ndarray], pass_: Pass | None = None) -> list[np.ndarray]:
@@ -380,7 +334,7 @@ def push_many(streams: Sequence[_Stream], inputs: Sequence[np.ndarray], pass_: P
     return advance(streams, [check(data) for data in inputs], pass_ or streams[0]._pass)
 
 
-class EncoderStream(_Stream):
+class EncoderStream(TakesSamples, _Stream):
     """Samples in, codes out, identical to offline encoding however the samples are cut into pushes.
 
     A context manager. One thread at a time may use a stream (StreamError otherwise).
@@ -403,17 +357,8 @@ class EncoderStream(_Stream):
         self._resampler.reset()
         self._partial = np.empty(0, np.float32)  # samples short of a frame
 
-    def push(self, samples: np.ndarray) -> np.ndarray:
-        """Mono samples at ``sample_rate``, float32 [n] -> codes int32 [n_codebooks, m]; m may be 0."""
-        return self._advance(self._pass, samples, last=False)
-
-    def flush(self) -> np.ndarray:
-        """End the stream: the remaining codes; a last partial frame is filled with zeros."""
-        return self.finish(np.empty(0, np.float32))
-
-    def finish(self, samples: np.ndarray) -> np.ndarray:
-        """``push`` and ``flush`` in one, with a chunk less work."""
-        return self._advance(self._pass, samples, last=True)
+    def _feed(self, samples: np.ndarray, *, last: bool) -> np.ndarray:
+        return self._advance(self._pass, samples, last=last)
 
     def _advance(self, pass_: Pass, samples: np.ndarray, *, last: bool) -> np.ndarray:
         return advance([self], [self._codec.check_samples(samples)], pass_, last=last)[0]
@@ -436,9 +381,3 @@ class EncoderStream(_Stream):
 
     def _result(self, pass_: Pass, parts: list[np.ndarray], *, last: bool) -> np.ndarray:
         return np.concatenate([np.empty((self._codec.n_codebooks, 0), np.int32), *parts], axis=1)
-
-    def __enter__(self) -> EncoderStream:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()

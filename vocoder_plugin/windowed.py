@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .audio import Resampler
-from .errors import StreamError
+from .pushing import TakesCodes, TakesSamples, advancing
 
 if TYPE_CHECKING:
     from .clip_codec import ClipCodec
@@ -21,47 +19,7 @@ CONTEXT_SECONDS = 2.0
 FADE_FRAMES = 1  # over which one window's samples give way to the next one's
 
 
-class _OneThread:
-    """A stream's life: one thread at a time, and nothing after its end."""
-
-    def __init__(self) -> None:
-        self._busy = threading.Lock()
-        self._closed = False
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything pushed so far; the next push starts a new stream."""
-        with self._claimed():
-            if self._closed:
-                raise StreamError("this stream is closed")
-            self._finished = False
-            self._clear()
-
-    def close(self) -> None:
-        """Let go of what is buffered. The stream cannot be used afterwards."""
-        with self._claimed():
-            self._finished = self._closed = True
-            self._clear()
-
-    def _clear(self) -> None:
-        raise NotImplementedError
-
-    @contextlib.contextmanager
-    def _claimed(self) -> Iterator[None]:
-        if not self._busy.acquire(blocking=False):
-            raise StreamError("this stream is in use by another thread; give each thread a stream of its own")
-        try:
-            yield
-        finally:
-            self._busy.release()
-
-    def _begin(self, last: bool) -> None:
-        if self._finished:
-            raise StreamError("this stream has ended; call reset() to start a new one")
-        self._finished = last
-
-
-class WindowedDecoderStream(_OneThread):
+class WindowedDecoderStream(TakesCodes):
     """Codes in, samples out, each push decoded with frames before and after it as a clip of its own.
 
     The decoder's group norms and attention see the whole clip, so the samples differ from offline
@@ -82,6 +40,7 @@ class WindowedDecoderStream(_OneThread):
     """
 
     exact = False
+    _codec: ClipCodec
 
     def __init__(
         self, codec: ClipCodec, *, lookahead_frames: int | None = None, context_frames: int | None = None
@@ -96,29 +55,9 @@ class WindowedDecoderStream(_OneThread):
         self._given = 0  # frames of them whose samples are out
         self._fading = np.empty(0, np.float32)  # the last window's samples after those
 
-    def push(self, codes: np.ndarray) -> np.ndarray:
-        """Codes [1, n] -> the samples that became available, float32 [m]; m may be 0.
-
-        Raises
-        ------
-        CodesError
-            For codes of a wrong type, shape or range; the stream goes on as if they had not come.
-        StreamError
-            After ``flush``, or while another thread uses the stream.
-        """
-        return self._advance(self._codec.check_codes(codes), last=False)
-
-    def flush(self) -> np.ndarray:
-        """End the stream: the remaining samples, float32 [m]."""
-        return self.finish(np.empty((self._codec.n_codebooks, 0), np.int32))
-
-    def finish(self, codes: np.ndarray) -> np.ndarray:
-        """``push`` and ``flush`` in one, with a window less work."""
-        return self._advance(self._codec.check_codes(codes), last=True)
-
-    def _advance(self, codes: np.ndarray, *, last: bool) -> np.ndarray:
-        with self._claimed():
-            self._begin(last)
+    def _feed(self, codes: np.ndarray, *, last: bool) -> np.ndarray:
+        codes = self._codec.check_codes(codes)
+        with advancing([self], last=last):
             self._codes = np.concatenate([self._codes, codes], axis=1)
             due = self._codes.shape[1] - (0 if last else self.lookahead_frames)
             if due <= self._given:
@@ -132,12 +71,6 @@ class WindowedDecoderStream(_OneThread):
             drop = max(0, due - self.context_frames)
             self._codes, self._given = self._codes[:, drop:], due - drop
             return samples
-
-    def __enter__(self) -> WindowedDecoderStream:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
 
 def _frames(codec: ClipCodec, name: str, value: int | None, seconds: float) -> int:
@@ -183,7 +116,7 @@ class _Stage:
         return pieces
 
 
-class ClipEncoderStream(_OneThread):
+class ClipEncoderStream(TakesSamples):
     """Samples in, codes out, identical to offline encoding however the samples are cut into pushes.
 
     A context manager. One thread at a time may use a stream (StreamError otherwise).
@@ -219,21 +152,9 @@ class ClipEncoderStream(_OneThread):
         self._tail = _Stage(codec.encode_tail, rows=1, reach=self._tail_reach, most=most)
         self._state = np.zeros((2, 2, self._units), np.float32)
 
-    def push(self, samples: np.ndarray) -> np.ndarray:
-        """Mono samples at ``sample_rate``, float32 [n] -> codes int32 [1, m]; m may be 0."""
-        return self._advance(self._codec.check_samples(samples), last=False)
-
-    def flush(self) -> np.ndarray:
-        """End the stream: the remaining codes."""
-        return self.finish(np.empty(0, np.float32))
-
-    def finish(self, samples: np.ndarray) -> np.ndarray:
-        """``push`` and ``flush`` in one."""
-        return self._advance(self._codec.check_samples(samples), last=True)
-
-    def _advance(self, samples: np.ndarray, *, last: bool) -> np.ndarray:
-        with self._claimed():
-            self._begin(last)
+    def _feed(self, samples: np.ndarray, *, last: bool) -> np.ndarray:
+        samples = self._codec.check_samples(samples)
+        with advancing([self], last=last):
             codes = []
             for piece in self._front.push(self._resampler.push(samples, last=last), last=last):
                 x, self._state = self._codec.encode_lstm(piece, self._state)
@@ -241,9 +162,3 @@ class ClipEncoderStream(_OneThread):
             if last:
                 codes += self._tail.push(np.empty((0, self._units), np.float32), last=True)
             return np.concatenate([np.empty(0, np.int32), *codes]).astype(np.int32)[np.newaxis]
-
-    def __enter__(self) -> ClipEncoderStream:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()

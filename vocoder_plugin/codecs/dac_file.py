@@ -13,6 +13,7 @@ from .dac import Config
 
 MOST_CHANNELS = 1 << 14
 MOST_HOP = 1 << 16
+MOST_CODEBOOKS = 64  # twice the published 32; with the blocks below, what a graph's 4096 nodes hold
 
 
 def unit_rows(table: np.ndarray) -> np.ndarray:
@@ -103,7 +104,7 @@ class Tensors:
         codebook = self.file.info("vq.q0.codebook.weight").shape
         in_proj = self._conv_shape("vq.q0.in_proj.weight") if c.encoder_rates else None
         self._expect("codec.sample_rate", c.sample_rate, range(1000, 400_001))
-        self._expect("codec.n_q", c.n_codebooks, range(1, 129))
+        self._expect("codec.n_q", c.n_codebooks, range(1, MOST_CODEBOOKS + 1))
         beyond = f"vq.q{c.n_codebooks}.codebook.weight"
         if beyond in self.file.tensors:
             raise self._fail(f"key 'codec.n_q' is {c.n_codebooks}, but there is a tensor {beyond!r}")

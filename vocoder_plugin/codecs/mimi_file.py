@@ -15,6 +15,9 @@ EPSILON = 1e-5
 N_CODEBOOKS = 8  # that are used where the caller does not say
 USAGE_FLOOR = 1e-5  # of a codebook's entries, as the reference divides by it
 MOST_CHANNELS = 1 << 14
+MOST_LAYERS = 16  # twice the published model's; as are the codebooks, both together what a graph's 4096 nodes hold
+MOST_CODEBOOKS = 64
+MOST_KERNEL = 64
 
 
 class Tensors:
@@ -166,18 +169,20 @@ class Tensors:
         """The keys against the tensors, and sizes against sense."""
         for what, value, allowed in (
             ("key 'codec.sample_rate'", c.sample_rate, range(1000, 400_001)),
-            ("key 'codec.num_semantic_quantizers'", c.n_semantic, range(1, 129)),
+            ("key 'codec.num_semantic_quantizers'", c.n_semantic, range(1, MOST_CODEBOOKS + 1)),
+            ("the number of codebooks", c.n_stored, range(1, MOST_CODEBOOKS + 1)),
             ("key 'codec.codebook_size'", c.codebook_size, range(1, (1 << 20) + 1)),
             ("key 'codec.codebook_dim'", c.codebook_dim, range(1, MOST_CHANNELS + 1)),
             ("key 'codec.latent_dim'", c.latent_dim, range(2, MOST_CHANNELS + 1)),
             ("key 'codec.num_attention_heads'", c.heads, range(1, 257)),
-            ("key 'codec.num_hidden_layers'", c.layers, range(1, 65)),
+            ("key 'codec.num_hidden_layers'", c.layers, range(1, MOST_LAYERS + 1)),
             ("key 'codec.intermediate_size'", c.hidden_dim, range(1, 4 * MOST_CHANNELS + 1)),
             (
                 "key 'codec.hop_size'",
                 self.file.get("codec.hop_size", int, c.hop_length),
                 range(c.hop_length, c.hop_length + 1),
             ),
+            ("the largest kernel", max(c.kernels), range(1, MOST_KERNEL + 1)),
             ("the sliding window", c.window, range(2, (1 << 16) + 1)),
             ("the width of the network", c.filters << len(c.rates), range(1, MOST_CHANNELS + 1)),
         ):

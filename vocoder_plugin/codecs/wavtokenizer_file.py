@@ -20,7 +20,7 @@ CODEC_CPP, LLAMA = "wavtokenizer_large", "wavtokenizer-dec"
 ARCHITECTURES = (CODEC_CPP, LLAMA)
 SAMPLE_RATE = 24_000  # of all published models
 OVERLAP = 4  # windows that cover a sample: hop_length = n_fft / 4 in all published models
-MOST_BLOCKS = 128
+MOST_BLOCKS = 32  # of ConvNeXt; the published models have 12, and a graph holds 4096 nodes
 MOST_CHANNELS = 1 << 14
 MOST_FFT = 1 << 14
 CODEC_CPP_HOP = 320  # what codec.cpp's converter writes whatever the model is
