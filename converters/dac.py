@@ -8,7 +8,6 @@ need the output channels innermost; both layouts are in circulation and both are
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from vocoder_plugin.errors import ConversionError
 
 from .checkpoint import Checkpoint, Tensors, load_checkpoint
-from .gguf_output import TYPES, Progress, atomic_output, check_choice, write_tensors
+from .gguf_output import TYPES, Progress, atomic_output, check_choice, check_hop, write_tensors
 
 RESIDUAL_UNITS = (1, 2, 3)
 SAMPLE_RATES = range(1000, 400_001)
@@ -187,7 +186,7 @@ def _add_metadata(
         raise ConversionError(f"{checkpoint.path}: sample rate is {rate!r}, expected 1000 to 400000 Hz")
     writer.add_name(f"DAC {rate / 1000:g} kHz")
     writer.add_uint32("codec.sample_rate", rate)
-    writer.add_uint32("codec.hop_size", math.prod(facts["decoder_rates"] or facts["encoder_rates"]))
+    writer.add_uint32("codec.hop_size", check_hop(checkpoint.path, facts["decoder_rates"] or facts["encoder_rates"]))
     writer.add_uint32("codec.n_q", facts["n_codebooks"])
     writer.add_uint32("codec.codebook_size", facts["codebook_size"])
     writer.add_uint32("codec.latent_dim", facts["latent_dim"])

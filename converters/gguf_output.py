@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,9 +12,11 @@ import gguf
 import numpy as np
 
 from vocoder_plugin.errors import ConversionError
+from vocoder_plugin.files import complete_path
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
 LARGEST = {"f16": 65504.0, "q8_0": 127 * 65504.0}  # weights that do not become infinite
+MOST_HOP = 1 << 16  # samples
 Progress = Callable[[int, int], None]  # tensors done, tensors in all
 
 
@@ -26,20 +28,16 @@ def atomic_output(target: str | os.PathLike[str], *, force: bool) -> Iterator[Pa
         raise ConversionError(f"{target} exists already; use --force to overwrite it")
     if not target.parent.is_dir():
         raise ConversionError(f"{target.parent}: there is no such folder")
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with complete_path(target) as partial:
+        yield partial
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def check_hop(path: Path, rates: Sequence[int]) -> int:
+    """The hop length of strides, or ConversionError for one that no codec has."""
+    hop = math.prod(rates)
+    if not 1 <= hop <= MOST_HOP:
+        raise ConversionError(f"{path}: strides of {list(rates)} give a hop of {hop}, expected 1 to {MOST_HOP}")
+    return hop
 
 
 def encode_tensor(name: str, values: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:

@@ -64,7 +64,7 @@ def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    type: str = "f32",
+    type: str = "f16",
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:

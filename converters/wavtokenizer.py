@@ -8,7 +8,6 @@ Reads the training checkpoint (``.ckpt``, with its yaml beside it or given), and
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from vocoder_plugin.codecs.wavtokenizer_file import CODEC_CPP, LLAMA, OVERLAP, S
 from vocoder_plugin.errors import ConversionError
 
 from .checkpoint import Checkpoint, Tensors, load_checkpoint
-from .gguf_output import TYPES, Progress, atomic_output, check_choice, write_tensors
+from .gguf_output import TYPES, Progress, atomic_output, check_choice, check_hop, write_tensors
 
 DIALECTS = ("codec.cpp", "llama")
 ENCODER, QUANTIZER = "feature_extractor.encodec.encoder.model", "feature_extractor.encodec.quantizer.vq.layers"
@@ -225,7 +224,7 @@ def _facts(tensors: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
             rates.append(tensors[f"enc.model.{i}.conv.conv.weight"].shape[2] // 2)
             i += 3
         facts["dowmsamples"] = rates[::-1]
-        facts["hop_length"] = math.prod(rates)
+        facts["hop_length"] = check_hop(path, rates)
     if facts["has_decoder"]:
         blocks = sum(name.endswith(".gamma") for name in tensors)
         if blocks == 0:
@@ -233,7 +232,7 @@ def _facts(tensors: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
         n_fft = tensors["dec.head.out.bias"].size - 2
         facts |= {"dim": tensors["dec.bb.embed.bias"].size, "num_layers": blocks, "n_fft": n_fft}
         facts["intermediate_dim"] = tensors["dec.bb.cnx.0.pwconv1.bias"].size
-        hop = facts.setdefault("hop_length", n_fft // OVERLAP)
+        hop = facts.setdefault("hop_length", check_hop(path, [n_fft // OVERLAP]))
         if n_fft != OVERLAP * hop:
             raise ConversionError(f"{path}: the decoder's FFT of {n_fft} does not fit the encoder's hop of {hop}")
     return facts

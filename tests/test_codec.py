@@ -174,8 +174,9 @@ def test_closed(small_dac_file):
 def test_load_errors(small_dac_file, tmp_path):
     with pytest.raises(DeviceError, match="no device 'Nowhere0'"):
         Codec.load(small_dac_file, device="Nowhere0")
-    with pytest.raises(ValueError, match="n_threads is 0, expected at least 1"):
-        Codec.load(small_dac_file, n_threads=0)
+    for n_threads in (0, 1_000_000):
+        with pytest.raises(ValueError, match=f"n_threads is {n_threads}, expected 1 to 512"):
+            Codec.load(small_dac_file, n_threads=n_threads)
     with pytest.raises(VocoderError, match="no native kernels 'avx9'"):
         Codec.load(small_dac_file, kernels="avx9")
     with pytest.raises(ModelFileError, match="cannot be read: No such file"):

@@ -284,6 +284,12 @@ def many_leftovers(weights: Weights) -> None:
     weights.tensors.update({f"discriminator.{i}": np.ones(1, np.float32) for i in range(7)})
 
 
+def no_stride(weights: Weights) -> None:
+    del weights.kwargs["decoder_rates"]
+    name = "decoder.model.2.block.1.weight_v"
+    weights.tensors[name] = weights.tensors[name][:, :, :1]
+
+
 ALPHA, CODEBOOK = "decoder.model.1.block.0.alpha", "quantizer.quantizers.1.codebook.weight"
 CONTRADICTIONS = [
     (kwarg("decoder_rates", [8, 5, 4, 4]), "says decoder_rates is [8, 5, 4, 4], but its tensors say [8, 5, 4, 2]"),
@@ -294,6 +300,7 @@ CONTRADICTIONS = [
     (kwarg("latent_dim", 1024), "says latent_dim is 1024, but its tensors say 48"),
     (kwarg("decoder_dim", 1536), "says decoder_dim is 1536, but its tensors say 32"),
     (kwarg("decoder_dim", tensor("0", 4, (4,), (1,))), "says decoder_dim is "),
+    (no_stride, "strides of [8, 0, 4, 2] give a hop of 0, expected 1 to 65536"),
     (kwarg("attention", True), "has model arguments that DAC does not know: attention"),
     (kwarg("zeal", 1), "does not know: zeal"),
     (lambda weights: weights.metadata.update(metadata={"kwargs": [1]}), "its metadata.kwargs is a list"),

@@ -33,7 +33,7 @@ def checkpoint(fixtures, tmp_path_factory):
     save_file(tensors, folder / "model.safetensors")
     config = json.loads((fixtures / "tiny_mimi_hf" / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_quantizers": MOST}))
-    mimi.convert(folder, folder / "mimi.gguf")
+    mimi.convert(folder, folder / "mimi.gguf", type="f32")
     return folder, tensors
 
 

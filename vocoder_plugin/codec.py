@@ -31,6 +31,7 @@ from .weights import check_shapes
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "int16", "int8")
+MOST_THREADS = 512  # of ggml, which crashes beyond
 REHEARSED_SECONDS = 10.0  # a sentence or two: the buffers of codecs that see whole clips grow with them
 EXIT_SECONDS = 10.0  # that the interpreter's exit waits for what another thread computes
 CHUNK_SECONDS = 0.32  # of a chunk in long input: activations stay in cache, weights are read rarely enough
@@ -152,7 +153,7 @@ class Codec:
         device : str, optional
             A name that ``vocoder-plugin doctor`` lists, such as ``"CPU"`` or ``"Vulkan0"``.
         n_threads : int, optional
-            Threads on a CPU device; by default the LLM's, else one per usable core.
+            Threads on a CPU device, 1 to 512; by default the LLM's, else one per usable core.
         kernels : str, optional
             A variant of the native kernels by name, or ``"off"``; by default the best there is.
         precision : {"float32", "int16", "int8"}
@@ -174,8 +175,8 @@ class Codec:
         warning of the logger ``vocoder_plugin.codec`` says so; so it does for operations that the device lacks, which
         alone run on the CPU (see docs/devices.md).
         """
-        if n_threads is not None and n_threads < 1:
-            raise ValueError(f"n_threads is {n_threads}, expected at least 1")
+        if n_threads is not None and not 1 <= n_threads <= MOST_THREADS:
+            raise ValueError(f"n_threads is {n_threads}, expected 1 to {MOST_THREADS}")
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
         file = GGUFFile(path)

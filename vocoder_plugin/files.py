@@ -11,19 +11,26 @@ from typing import BinaryIO
 
 
 @contextmanager
-def complete_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A binary file that takes the target's place when the block ends well; else the target stays as it was.
+def complete_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside ``target`` to write to, which takes its place when the block ends well; else the target stays.
 
     Raises OSError.
     """
     path = Path(target)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "w+b") as file:
-            yield file
+        yield Path(name)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def complete_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """The same as an open binary file."""
+    with complete_path(target) as path, path.open("w+b") as file:
+        yield file

@@ -342,10 +342,12 @@ def generate_tokens(llm: Any, prompt: str, *, end: frozenset[int], max_tokens: i
     if limit < 1:
         raise VocoderError(f"the prompt has {len(tokens)} tokens, which leaves no room in a context of {llm.n_ctx()}")
     with contextlib.closing(llm.generate(tokens, **{**SAMPLING, **sampling})) as generator:
-        for count, token in enumerate(generator):
-            if token in end or count >= limit:
+        for count, token in enumerate(generator, start=1):
+            if token in end:
                 return
             yield token
+            if count == limit:  # asking for another token would evaluate this one
+                return
 
 
 def _push_with(stream: Any, codec: Codec, n_threads: int, codes: np.ndarray) -> np.ndarray:

@@ -110,9 +110,6 @@ class MimiEncoderStream(EncoderStream):
         )
         super().__init__(codec, passes["encode"], chunk_frames, sample_rate=sample_rate)
 
-    def __enter__(self) -> MimiEncoderStream:
-        return self
-
     def _clear(self) -> None:
         super()._clear()
         if self._rows:

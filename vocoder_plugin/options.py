@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+from .codec import MOST_THREADS
+
 F = TypeVar("F", bound=Callable[..., Any])
-MOST_THREADS = 512  # of ggml, which crashes beyond
 MOST_CONTEXT = 1 << 20  # tokens
 LARGEST_SEED = 2**32 - 2  # the next one means "at random" to llama.cpp
 

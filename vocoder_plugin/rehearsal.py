@@ -47,7 +47,7 @@ class Fit:
         """Why the codec cannot be on this device; empty where it can."""
         free, total = self.device.memory_free, self.device.memory_total
         if total and self.memory.total > free:
-            return f"{self.device.name} has {free >> 20} MiB free, and {self.codec} needs {self.memory.total >> 20}"
+            return f"{self.device.name} has {free >> 20} MiB free, and {self.codec} needs {self.memory.total >> 20} MiB"
         return self.stuck
 
 

@@ -24,7 +24,7 @@ def model():
 def codec(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mimi")
     model.save_pretrained(folder / "hf")
-    mimi.convert(folder / "hf", folder / "mimi.gguf")
+    mimi.convert(folder / "hf", folder / "mimi.gguf", type="f32")
     with Codec.load(folder / "mimi.gguf", n_threads=2) as codec:
         yield codec
 
@@ -90,7 +90,7 @@ def test_agrees_with_moshi(tmp_path):
     """
     reference = moshi_mimi()
     save_moshi(reference, tmp_path / "moshi.safetensors")
-    mimi.convert(tmp_path / "moshi.safetensors", tmp_path / "moshi.gguf")
+    mimi.convert(tmp_path / "moshi.safetensors", tmp_path / "moshi.gguf", type="f32")
     frames, steps = 150, 124
     codes = np.random.default_rng(3).integers(0, 2048, (8, frames))
     samples = speech_like(frames * HOP / 24000, 5)
