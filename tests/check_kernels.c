@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "../vocoder_plugin/kernels/conv1d.h"
 #include "../vocoder_plugin/kernels/kernels.h"
@@ -13,6 +14,7 @@
 void vp_conv1d(void *dst, int ith, int nth, void *userdata);
 void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata);
 void vp_conv1d_single(void *dst, int ith, int nth, void *userdata);
+void vp_window_attention(void *dst, int ith, int nth, void *userdata);
 void vp_pack(float *, const float *, const int64_t *, const int64_t *, int32_t, int32_t, int32_t);
 void vp_pack_integers(void *, float *, const float *, const int64_t *, const int64_t *, int32_t, int32_t, int32_t);
 void vp_set_layout(const struct vp_layout *);
@@ -101,6 +103,52 @@ static double check(int in, int out, int kernel, int dilation, int rows, int how
     return sqrt(error / norm);
 }
 
+/* Relative error of attention over a sliding window, positions pushed in chunks of 1, 2, … , `chunk`, 1, … */
+static double check_attention(int heads, int size, int window, int chunk, int length) {
+    struct { int32_t heads, window, capacity, layer; } params = {heads, window, (window - 1 + chunk + 15) / 16 * 16, 0};
+    const int channels = heads * size, half = size / 2;
+    struct tensor qkv = make(3 * channels, length), turns = make(size, length), y = make(channels, length);
+    float *ring = calloc((size_t)params.capacity * 2 * channels, sizeof(float)), *turn = turns.data;
+    for (int t = 0; t < length; t++)
+        for (int i = 0; i < half; i++) {
+            const double angle = t * pow(100.0, -(double)i / half);
+            turn[t * size + i] = (float)cos(angle), turn[t * size + half + i] = (float)sin(angle);
+        }
+    for (int first = 0, n = 1; first < length; first += n, n = n % chunk + 1) {
+        n = n < length - first ? n : length - first;
+        int32_t stream[4] = {0, 0, first % params.capacity, first < window - 1 ? first : window - 1};
+        const uint64_t address = (uint64_t)(uintptr_t)ring;
+        memcpy(stream, &address, sizeof address);
+        struct tensor control = {.data = stream, .ne = {4, 1, 1, 1}}, x = qkv, angles = turns, part = y;
+        x.data = (float *)qkv.data + first * 3 * channels, angles.data = turn + first * size;
+        part.data = (float *)y.data + first * channels, part.ne[1] = n;
+        part.src[0] = &x, part.src[1] = &angles, part.src[2] = &control;
+        for (int thread = 0; thread < 3; thread++) vp_window_attention(&part, thread, 3, &params);
+    }
+    double error = 0, norm = 0, *share = malloc(sizeof(double) * (size_t)length);
+    for (int t = 0; t < length; t++)
+        for (int h = 0; h < channels; h += size) {
+            const int oldest = t < window ? 0 : t - window + 1;
+            double all = 0;
+            for (int j = oldest; j <= t; j++) {
+                double score = 0;
+                for (int i = 0; i < half; i++) { /* the product of two rotated pairs turns by the difference of their angles */
+                    const float *q = (float *)qkv.data + t * 3 * channels + h + i, *k = (float *)qkv.data + (j * 3 + 1) * channels + h + i;
+                    const double angle = (t - j) * pow(100.0, -(double)i / half);
+                    score += (q[0] * k[0] + q[half] * k[half]) * cos(angle) + (q[half] * k[0] - q[0] * k[half]) * -sin(angle);
+                }
+                all += share[j] = exp(score / sqrt(size));
+            }
+            for (int i = 0; i < size; i++) {
+                double sum = 0;
+                for (int j = oldest; j <= t; j++) sum += share[j] / all * ((float *)qkv.data)[(j * 3 + 2) * channels + h + i];
+                const double d = ((float *)y.data)[t * channels + h + i] - sum;
+                error += d * d, norm += sum * sum;
+            }
+        }
+    return sqrt(error / norm);
+}
+
 int main(void) {
     const struct vp_layout layout = {offsetof(struct tensor, data), offsetof(struct tensor, ne), offsetof(struct tensor, nb), offsetof(struct tensor, src)};
     vp_set_layout(&layout);
@@ -115,6 +163,13 @@ int main(void) {
             failed += !(error <= allowed);
             printf("%3d -> %3d, kernel %d, dilation %d, %3d rows, way %d: error %.1e%s\n", c[0], how == 4 ? 1 : c[1], c[2], c[3], c[4], how, error, error <= allowed ? "" : "  FAILED");
         }
+    }
+    static const int attentions[][5] = {{1, 2, 1, 1, 5}, {3, 10, 7, 4, 40}, {2, 64, 50, 5, 130}, {5, 34, 20, 16, 90}};
+    for (size_t i = 0; i < sizeof attentions / sizeof *attentions; i++) {
+        const int *c = attentions[i];
+        const double error = check_attention(c[0], c[1], c[2], c[3], c[4]);
+        failed += !(error <= 2e-6);
+        printf("attention, %d heads of %d, window %d: error %.1e%s\n", c[0], c[1], c[2], error, error <= 2e-6 ? "" : "  FAILED");
     }
     float x[4096], s[4096];
     double worst = 0;
