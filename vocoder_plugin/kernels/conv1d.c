@@ -109,17 +109,19 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
         }
         for (int panel = panel0; panel < panel1; panel++) {
             float start[VP_PANEL] = {0};
-            const int width = outputs - panel * panel_outputs < panel_outputs ? outputs - panel * panel_outputs : panel_outputs;
-            if (bias) memcpy(start, bias + panel * panel_outputs, width * sizeof(float));
+            const int first_output = panel * panel_outputs;
+            const int width = outputs - first_output < panel_outputs ? outputs - first_output : panel_outputs;
+            if (bias) memcpy(start, bias + first_output, width * sizeof(float));
             const char *w = weight + panel * panel_weights * p->weight_bytes;
             for (int tap = 0; tap < p->taps; tap += p->together) {
                 for (int c0 = 0; c0 < channels; c0 += p->block) {
                     const int block = channels - c0 < p->block ? channels - c0 : p->block;
                     const int last = tap + p->together >= p->taps && c0 + block == channels;
                     struct tile_args a = {
-                        .row_step = step * p->stride, .tap_step = step * p->dilation, .weight = w, .vectors = p->vectors, .taps = p->together,
+                        .row_step = step * p->stride, .tap_step = step * p->dilation, .weight = w,
+                        .vectors = p->vectors, .taps = p->together,
                         .channels = block, .bias = tap + c0 == 0 ? start : NULL, .width = width,
-                        .y_step = tensor_nb(dst, 1) / sizeof(float), .skip_channel = panel * panel_outputs,
+                        .y_step = tensor_nb(dst, 1) / sizeof(float), .skip_channel = first_output,
                         .weight_scale = scale + ((size_t)panel * p->taps + tap) * panel_outputs, .scale_step = p->stride,
                     };
                     for (const struct segment *s = segments; s < segments + count; s++) {
@@ -128,7 +130,7 @@ VP_API void vp_conv1d(void *dst, int ith, int nth, void *userdata) {
                             const int64_t in = r * p->stride + tap * p->dilation;
                             a.x = s->x + (in * step + c0) * x_bytes;
                             a.x_scale = s->scale + in;
-                            a.y = (float *)(s->y + (s->first + r) * tensor_nb(dst, 1)) + panel * panel_outputs;
+                            a.y = (float *)(s->y + (s->first + r) * tensor_nb(dst, 1)) + first_output;
                             a.skip_row = p->skip_first + s->first + r;
                             tile_rows(&a, s->rows - r < height ? (int)(s->rows - r) : height, p->weight_bytes);
                         }

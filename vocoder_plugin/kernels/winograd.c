@@ -161,9 +161,10 @@ VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
                 }
             }
             float panel_bias[VP_PANEL] = {0};
+            const int first_output = panel * panel_outputs;
             struct output o = {
-                .bias = panel_bias, .skip_first = p->skip_first, .rows = n_rows, .channel = panel * panel_outputs,
-                .width = outputs - panel * panel_outputs < panel_outputs ? outputs - panel * panel_outputs : panel_outputs,
+                .bias = panel_bias, .skip_first = p->skip_first, .rows = n_rows, .channel = first_output,
+                .width = outputs - first_output < panel_outputs ? outputs - first_output : panel_outputs,
                 .y_step = tensor_nb(dst, 1),
             };
             if (bias) memcpy(panel_bias, bias + o.channel, o.width * sizeof(float));
