@@ -21,7 +21,7 @@ from rich.table import Table
 from rivals import HOP, PRODUCTS, RIVALS, SAMPLE_RATE, prepare, start
 
 from vocoder_plugin.codecs.dac import Config, decode
-from vocoder_plugin.plan import ConvSpec, Plan
+from vocoder_plugin.net.plan import ConvSpec, Plan
 
 
 @dataclass

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vocoder_plugin import Codec
-from vocoder_plugin.graph import Graph, Session, upload
+from vocoder_plugin.runtime.graph import Graph, Session, upload
 
 
 def label(lib: Any, node: Any) -> str:

@@ -238,6 +238,6 @@ def _kwargs(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from vocoder_plugin.cli import main
+    from vocoder_plugin.commands.cli import main
 
     main(["convert", "dac", *__import__("sys").argv[1:]])

@@ -340,6 +340,6 @@ def _add_llama_keys(writer: gguf.GGUFWriter, facts: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    from vocoder_plugin.cli import main
+    from vocoder_plugin.commands.cli import main
 
     main(["convert", "wavtokenizer", *__import__("sys").argv[1:]])

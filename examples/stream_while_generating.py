@@ -15,8 +15,8 @@ import numpy as np
 from demo import models, parse
 
 from vocoder_plugin import SpeechStream
+from vocoder_plugin.audio.output import GrowingFile
 from vocoder_plugin.llm import SAMPLING
-from vocoder_plugin.output import GrowingFile
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     ):
         start = time.perf_counter()
 
-        def play(pcm: np.ndarray) -> None:  # a sound card would do as well: vocoder_plugin.output.Player
+        def play(pcm: np.ndarray) -> None:  # a sound card would do as well: vocoder_plugin.audio.output.Player
             file.write(pcm)
             spent, seconds = time.perf_counter() - start, file.n_samples / codec.sample_rate
             print(f"{spent:6.2f} s: {stream.report.frames:4} frames written, {seconds:.2f} s of audio out")

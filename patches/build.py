@@ -208,6 +208,6 @@ def _on(defines: Mapping[str, str], name: str) -> bool:
 
 
 if __name__ == "__main__":
-    from vocoder_plugin.cli import main
+    from vocoder_plugin.commands.cli import main
 
     main(["build-llama", *sys.argv[1:]])

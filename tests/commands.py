@@ -9,9 +9,9 @@ import sys
 import llama_cpp
 from click.testing import CliRunner, Result
 
-from vocoder_plugin.cli import main
+from vocoder_plugin.commands.cli import main
 
-COMMAND = (sys.executable, "-m", "vocoder_plugin.cli")
+COMMAND = (sys.executable, "-m", "vocoder_plugin")
 RELEASE = tuple(int(part) for part in llama_cpp.__version__.split("."))
 # libllama of 0.3.29 warns of a context smaller than the model's, where 0.3.36 informs. The bindings of both take ggml's
 # warnings for errors (they number the levels one too low), and these are shown with verbose=False too.

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 
 from vocoder_plugin.codecs import dac
-from vocoder_plugin.plan import ConvSpec, Plan, Signal, SnakeSpec
+from vocoder_plugin.net.plan import ConvSpec, Plan, Signal, SnakeSpec
 
 SIZES = {  # codebooks, rates and sample rates of the published models
     "16khz": dict(sample_rate=16000, n_codebooks=12, rates=(2, 4, 5, 8)),

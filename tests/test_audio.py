@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vocoder_plugin import AudioError
-from vocoder_plugin.audio import (
+from vocoder_plugin.audio.samples import (
     Resampler,
     as_mono,
     audio_blocks,
@@ -238,7 +238,7 @@ def test_long_ogg(tmp_path):
     program = """if True:
         import sys
         import numpy as np
-        from vocoder_plugin.audio import write_audio
+        from vocoder_plugin.audio.samples import write_audio
         write_audio(sys.argv[1], np.zeros(24000 * 180, np.float32), 24000, format="OGG")
     """
     path = tmp_path / "long.ogg"

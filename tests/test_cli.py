@@ -21,7 +21,7 @@ from commands import assert_done, refusal, run, run_process, spawn, talk
 from tiny_llm import CONTROL, write_tiny_llm
 
 from vocoder_plugin import Codec, SpeechStream, deinterleave, kernels
-from vocoder_plugin.audio import pcm16
+from vocoder_plugin.audio.samples import pcm16
 from vocoder_plugin.llm import generate_tokens
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -237,7 +237,7 @@ def test_encode_of_a_bad_file(tmp_path, small_dac_file, content):
 
 def test_encode_names_a_sample_that_is_no_number(tmp_path, small_dac_file, monkeypatch):
     """By its place in the file, though the file is read in pieces."""
-    monkeypatch.setattr("vocoder_plugin.console.PIECE_SECONDS", 0.1)
+    monkeypatch.setattr("vocoder_plugin.commands.console.PIECE_SECONDS", 0.1)
     samples = np.zeros(24000, np.float32)
     samples[20_000] = np.nan
     soundfile.write(tmp_path / "in.wav", samples, 24000, subtype="FLOAT")
@@ -676,7 +676,7 @@ def test_decode_streaming(codes_file, small_dac_file, small_dac, tmp_path, suffi
 
 
 def test_decode_streaming_is_bounded(codes_file, small_dac_file, tmp_path, monkeypatch):
-    from vocoder_plugin.output import GrowingFile
+    from vocoder_plugin.audio.output import GrowingFile
 
     sizes, write = [], GrowingFile.write
 
@@ -719,7 +719,7 @@ def test_generate_streaming(llm_file, small_dac_file, speaking, tmp_path, option
 
 
 def test_streaming_file_is_playable_after_every_write(llm_file, small_dac_file, speaking, tmp_path, monkeypatch):
-    from vocoder_plugin.output import GrowingFile
+    from vocoder_plugin.audio.output import GrowingFile
 
     out, frames, write = tmp_path / "out.wav", [], GrowingFile.write
 
@@ -854,7 +854,7 @@ def test_reader_that_has_enough(cut_short):
 
 
 def test_ctrl_c_keeps_what_was_decoded(monkeypatch, codes_file, small_dac_file, tmp_path):
-    from vocoder_plugin.output import GrowingFile
+    from vocoder_plugin.audio.output import GrowingFile
 
     write, sizes = GrowingFile.write, []
 
@@ -900,8 +900,8 @@ def test_progress_of_a_long_clip(codes_file, small_dac_file, tmp_path, monkeypat
     """Told on the way, with the same samples as at once."""
     outputs = [tmp_path / "once.wav", tmp_path / "told.wav"]
     assert_done(run("decode", codes_file, outputs[0], "--codec", small_dac_file))
-    monkeypatch.setattr("vocoder_plugin.cli.PIECE_SECONDS", 1.0)
-    monkeypatch.setattr("vocoder_plugin.console.on_terminal", lambda: True)
+    monkeypatch.setattr("vocoder_plugin.commands.cli.PIECE_SECONDS", 1.0)
+    monkeypatch.setattr("vocoder_plugin.commands.console.on_terminal", lambda: True)
     result = run("decode", codes_file, outputs[1], "--codec", small_dac_file)
     told = [float(seconds) for seconds in re.findall(r"(\d\.\d) of 3\.7 s of audio", result.stderr)]
     assert len(told) == 4
@@ -956,7 +956,7 @@ def test_no_samples_to_a_terminal(codes_file, small_dac_file):
 )
 def test_standard_streams_that_fail(codes_file, small_dac_file, closed, status, said):
     source = "-" if closed == "<&-" else str(codes_file)
-    command = f'"$0" -m vocoder_plugin.cli decode "$1" - --codec "$2" --raw {closed}'
+    command = f'"$0" -m vocoder_plugin.commands.cli decode "$1" - --codec "$2" --raw {closed}'
     shell = ["sh", "-c", command, sys.executable, source, str(small_dac_file)]
     result = subprocess.run(shell, check=False, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (status, said)
@@ -1005,7 +1005,7 @@ def test_ctrl_c_while_writing(monkeypatch, codes_file, small_dac_file, tmp_path)
     def interrupted(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vocoder_plugin.console.write_audio", interrupted)
+    monkeypatch.setattr("vocoder_plugin.commands.console.write_audio", interrupted)
     (tmp_path / "out.wav").write_bytes(b"precious")
     result = run("decode", codes_file, tmp_path / "out.wav", "--codec", small_dac_file, "--force")
     assert result.exit_code == 130

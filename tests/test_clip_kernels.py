@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from measures import relative_error
 
-from vocoder_plugin import ggml, kernels
-from vocoder_plugin.clip_ops import QUERY_TILE, ClipNative, ClipPlan, ClipPortable
-from vocoder_plugin.graph import Graph, Session
+from vocoder_plugin import kernels
 from vocoder_plugin.kernels.clip import ClipKernels
-from vocoder_plugin.plan import WHOLE, Signal
-from vocoder_plugin.weights import Stored
+from vocoder_plugin.net.clip_ops import QUERY_TILE, ClipNative, ClipPlan, ClipPortable
+from vocoder_plugin.net.plan import WHOLE, Signal
+from vocoder_plugin.net.weights import Stored
+from vocoder_plugin.runtime import ggml
+from vocoder_plugin.runtime.graph import Graph, Session
 
 LIB = ggml.library()
 VARIANTS = kernels.available()
@@ -147,8 +148,8 @@ def test_attention(name, channels, frames):
 
 def test_portable_attention_has_a_limited_number_of_steps(monkeypatch):
     """ggml would end the process where a graph has too many nodes."""
-    monkeypatch.setattr("vocoder_plugin.clip_ops.QUERY_TILE", 4)
-    monkeypatch.setattr("vocoder_plugin.clip_ops.MOST_TILES", 3)
+    monkeypatch.setattr("vocoder_plugin.net.clip_ops.QUERY_TILE", 4)
+    monkeypatch.setattr("vocoder_plugin.net.clip_ops.MOST_TILES", 3)
     steps, real = [], LIB.ggml_soft_max_ext
     monkeypatch.setattr(
         LIB, "ggml_soft_max_ext", lambda c, x, *args: steps.append(x.contents.ne[1]) or real(c, x, *args)

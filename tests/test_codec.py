@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vocoder_plugin import AudioError, Codec, CodesError, DeviceError, ModelFileError, VocoderError
-from vocoder_plugin.stream import State
+from vocoder_plugin.streams.exact import State
 
 
 def test_attributes(small_dac):

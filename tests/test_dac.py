@@ -11,7 +11,7 @@ from vocoder_plugin import Codec, kernels
 from vocoder_plugin.codecs import dac
 from vocoder_plugin.codecs.dac_file import Tensors
 from vocoder_plugin.gguf_file import GGUFFile
-from vocoder_plugin.plan import Plan, Signal
+from vocoder_plugin.net.plan import Plan, Signal
 
 LOWERINGS = [*kernels.available(), "off"]
 

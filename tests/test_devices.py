@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from commands import run
 
-from vocoder_plugin import Codec, DeviceError, SpeechStream, ggml, graph, rehearsal, schedule
-from vocoder_plugin.ggml import Device
-from vocoder_plugin.placement import MOST_LAYERS, Offload, choose_device, device_of_last_layer, offload_devices
+from vocoder_plugin import Codec, DeviceError, SpeechStream
+from vocoder_plugin.runtime import ggml, graph, rehearsal, schedule
+from vocoder_plugin.runtime.ggml import Device
+from vocoder_plugin.runtime.placement import MOST_LAYERS, Offload, choose_device, device_of_last_layer, offload_devices
 
 GIB = 1 << 30
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vocoder_plugin.frame_rate import RowResampler
+from vocoder_plugin.streams.row_resampler import RowResampler
 
 
 def pushed(rows: np.ndarray, cuts: list[int], rate: float) -> np.ndarray:

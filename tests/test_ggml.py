@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from vocoder_plugin import ggml
 from vocoder_plugin.errors import DeviceError, LibraryError
-from vocoder_plugin.prototypes import declarations
+from vocoder_plugin.runtime import ggml
+from vocoder_plugin.runtime.prototypes import declarations
 
 ROOT = Path(__file__).parents[1]
 
@@ -166,7 +166,7 @@ def run_python(code: str) -> str:
 
 def test_import_loads_and_starts_nothing():
     out = run_python(
-        "import sys, threading, vocoder_plugin, vocoder_plugin.cli, vocoder_plugin.llm\n"
+        "import sys, threading, vocoder_plugin, vocoder_plugin.commands.cli, vocoder_plugin.llm\n"
         "heavy = {'torch', 'onnxruntime', 'transformers', 'llama_cpp', 'ggml', 'gguf', 'soundfile', 'rich'}\n"
         "print(sorted(heavy & set(sys.modules)), threading.active_count())\n"
         "maps = open('/proc/self/maps').read() if sys.platform == 'linux' else ''\n"
@@ -220,7 +220,7 @@ def test_log_reaches_logging_and_the_hook_before(lib, caplog):
     original = bridge._current()
     lib.ggml_log_set(callback, None)
     try:
-        with caplog.at_level(logging.DEBUG, "vocoder_plugin.ggml"), bridge, ggml.LogBridge(lib):
+        with caplog.at_level(logging.DEBUG, "vocoder_plugin.runtime.ggml"), bridge, ggml.LogBridge(lib):
             ours, _ = bridge._current()
             ours(LEVELS["WARN"], b"a warning\n", None)
             ours(LEVELS["CONT"], b"continued\n", None)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vocoder_plugin.ggml import library
-from vocoder_plugin.graph import TensorBuffer
+from vocoder_plugin.runtime.ggml import library
+from vocoder_plugin.runtime.graph import TensorBuffer
 
 pytestmark = pytest.mark.skipif(
     not (sys.platform.startswith("linux") and os.path.isdir("/sys/kernel/mm/transparent_hugepage")),

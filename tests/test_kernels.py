@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measures import relative_error
 
-from vocoder_plugin import ggml, kernels
+from vocoder_plugin import kernels
 from vocoder_plugin.errors import DeviceError
-from vocoder_plugin.graph import Graph, Session
-from vocoder_plugin.ops import Native, Portable
-from vocoder_plugin.packing import Packing
-from vocoder_plugin.plan import WHOLE, ConvSpec, Plan, Signal
-from vocoder_plugin.weights import Stored
+from vocoder_plugin.net.ops import Native, Portable
+from vocoder_plugin.net.packing import Packing
+from vocoder_plugin.net.plan import WHOLE, ConvSpec, Plan, Signal
+from vocoder_plugin.net.weights import Stored
+from vocoder_plugin.runtime import ggml
+from vocoder_plugin.runtime.graph import Graph, Session
 
 LIB = ggml.library()
 VARIANTS = kernels.available()

@@ -29,7 +29,8 @@ from vocoder_plugin import (
     deinterleave,
     special_tokens_shown,
 )
-from vocoder_plugin.llm import SCHEDULE, generate_tokens
+from vocoder_plugin.llm import generate_tokens
+from vocoder_plugin.llm.speech import SCHEDULE
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 PROMPT = "<|im_start|>\n<|text_start|>hello<|text_end|>\n<|audio_start|>\n"

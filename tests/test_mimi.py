@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from measures import relative_error
 
 from vocoder_plugin import Codec, CodesError, ModelFileError, StreamError
-from vocoder_plugin.window_ops import Attention
+from vocoder_plugin.net.window_ops import Attention
 
 WINDOW = 20  # of the tiny model, which codec.cpp's files do not say
 

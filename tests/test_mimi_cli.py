@@ -39,7 +39,7 @@ def test_features(converted, wav, tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_features_at_another_rate(converted, wav, tmp_path, streaming, monkeypatch):
-    monkeypatch.setattr("vocoder_plugin.console.PIECE_SECONDS", 0.13)
+    monkeypatch.setattr("vocoder_plugin.commands.console.PIECE_SECONDS", 0.13)
     out = tmp_path / "features.npy"
     result = run("features", wav, out, "--codec", converted, "--frame-rate", 10, *["--streaming"] * streaming)
     assert result.exit_code == 0, result.stderr
@@ -69,7 +69,7 @@ def test_codes_there_and_back(converted, wav, tmp_path):
 @pytest.mark.parametrize("rate", [8000, 44100])
 def test_encode_in_pieces(converted, tmp_path, rate, monkeypatch):
     """Stereo, at another rate, piece by piece: the codes of the whole, and the arrays that the docs name."""
-    monkeypatch.setattr("vocoder_plugin.console.PIECE_SECONDS", 0.31)
+    monkeypatch.setattr("vocoder_plugin.commands.console.PIECE_SECONDS", 0.31)
     stereo = np.random.default_rng(3).normal(0, 0.1, (rate, 2)).astype(np.float32)
     soundfile.write(tmp_path / "in.wav", stereo, rate, subtype="FLOAT")
     out = tmp_path / "codes.npz"

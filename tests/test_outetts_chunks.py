@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from outetts_texts import texts
 
-from vocoder_plugin.outetts import split_text
-from vocoder_plugin.outetts.chunks import count_words
+from vocoder_plugin.families.outetts import split_text
+from vocoder_plugin.families.outetts.chunks import count_words
 
 STORY = (
     "The old lighthouse stood alone. It had seen a hundred winters, and each of them had taken something from it. "

@@ -20,7 +20,7 @@ from hub_server import Hub
 from speaking_llm import FRAMES, outetts_0_all, outetts_0_script, outetts_1_speaker, write_speaking_llm
 from tiny_llm import CONTROL, write_tiny_llm
 
-from vocoder_plugin.outetts import Speaker
+from vocoder_plugin.families.outetts import Speaker
 
 CODES = np.array(FRAMES, np.int32).T
 TEXT = "Go on, then."
@@ -156,7 +156,7 @@ def test_hub(files, expected, tmp_path):
     with Hub({"me/tiny-GGUF": repo, "me/dac": {"dac.gguf": (files / "dac.gguf").read_bytes()},
               "me/voices": {"anna.json": (files / "me.json").read_bytes()}}) as hub:  # fmt: skip
         command = [
-            sys.executable, "-m", "vocoder_plugin.cli", "speak", TEXT, "--hf", "me/tiny-GGUF:FP16", "--codec",
+            sys.executable, "-m", "vocoder_plugin", "speak", TEXT, "--hf", "me/tiny-GGUF:FP16", "--codec",
             "me/dac/dac.gguf", "--speaker", "me/voices/anna.json", "-o", "out.wav", "--n-ctx", "2048", "--force",
         ]  # fmt: skip
         environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
@@ -232,7 +232,7 @@ def test_reader_that_has_enough(files):
     reader, writer = os.pipe()
     os.close(reader)
     command = [
-        sys.executable, "-m", "vocoder_plugin.cli", "speak", TEXT, "-m", str(files / "word.gguf"), "--codec",
+        sys.executable, "-m", "vocoder_plugin", "speak", TEXT, "-m", str(files / "word.gguf"), "--codec",
         str(files / "dac.gguf"), "--speaker", "none", "-o", "-", "--raw",
     ]  # fmt: skip
     try:
@@ -298,7 +298,7 @@ def test_warnings_are_lines(files, tmp_path):
 
 
 def test_an_error_in_the_middle_keeps_what_was_said(files, expected, tmp_path, monkeypatch):
-    from vocoder_plugin.outetts import SpeechError, speech
+    from vocoder_plugin.families.outetts import SpeechError, speech
 
     whole, calls = speech._Speech.chunk, []
 
@@ -322,7 +322,7 @@ def test_interruption_leaves_a_playable_file(files, tmp_path):
     """Ctrl-C in the middle: what was said so far is a whole wav; exit code 130, no traceback."""
     out = tmp_path / "out.wav"
     command = [
-        sys.executable, "-m", "vocoder_plugin.cli", "speak", TEXT, "-m", str(files / "endless.gguf"), "--codec",
+        sys.executable, "-m", "vocoder_plugin", "speak", TEXT, "-m", str(files / "endless.gguf"), "--codec",
         str(files / "dac.gguf"), "--speaker", "none", "-o", str(out),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

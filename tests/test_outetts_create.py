@@ -9,9 +9,16 @@ import pytest
 import soundfile
 
 from vocoder_plugin import AudioError
-from vocoder_plugin.outetts import AlignmentError, Speaker, SpeakerError, build_prompt, create_speaker, loudness
-from vocoder_plugin.outetts import features as features_module
-from vocoder_plugin.outetts.create import load_clip, plain_text
+from vocoder_plugin.families.outetts import (
+    AlignmentError,
+    Speaker,
+    SpeakerError,
+    build_prompt,
+    create_speaker,
+    loudness,
+)
+from vocoder_plugin.families.outetts import features as features_module
+from vocoder_plugin.families.outetts.create import load_clip, plain_text
 
 RATE = 24000
 

@@ -7,8 +7,8 @@ import copy
 import pytest
 from outetts_texts import texts
 
-from vocoder_plugin.outetts import PromptError, Speaker, SpeakerError, build_prompt, build_training_prompt
-from vocoder_plugin.outetts.text import tidy_v3, tokens_v2, words_v1, words_v3
+from vocoder_plugin.families.outetts import PromptError, Speaker, SpeakerError, build_prompt, build_training_prompt
+from vocoder_plugin.families.outetts.text import tidy_v3, tokens_v2, words_v1, words_v3
 
 V1 = {
     "text": "Oh, hi",

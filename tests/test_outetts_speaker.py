@@ -11,7 +11,7 @@ from speaking_llm import outetts_1_speaker
 from test_outetts_prompts import V1, V2, V3
 
 from vocoder_plugin import VocoderError
-from vocoder_plugin.outetts import Speaker, SpeakerError
+from vocoder_plugin.families.outetts import Speaker, SpeakerError
 
 
 def changed(data: dict, path: tuple, value: object) -> dict:

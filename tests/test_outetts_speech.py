@@ -13,7 +13,7 @@ from speaking_llm import FRAMES, outetts_0_all, outetts_0_script, outetts_1_spea
 from tiny_llm import CONTROL, byte_tokens, outetts_1_tokens, write_tiny_llm
 
 from vocoder_plugin import TokenError
-from vocoder_plugin.outetts import (
+from vocoder_plugin.families.outetts import (
     PromptError,
     Sampling,
     Speaker,
@@ -24,9 +24,9 @@ from vocoder_plugin.outetts import (
     model_version,
     speak,
 )
-from vocoder_plugin.outetts import speech as speech_module
-from vocoder_plugin.outetts.sampler import PENALTY_WINDOW, Sampler
-from vocoder_plugin.outetts.speech import common_prefix
+from vocoder_plugin.families.outetts import speech as speech_module
+from vocoder_plugin.families.outetts.sampler import PENALTY_WINDOW, Sampler
+from vocoder_plugin.families.outetts.speech import common_prefix
 
 TOKENS = [*byte_tokens(), *outetts_1_tokens()]
 ID = {text: i for i, text in enumerate(TOKENS)}

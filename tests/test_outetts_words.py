@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from vocoder_plugin.outetts import AlignmentError, WordTime, read_words
-from vocoder_plugin.outetts.align import align, aligners
-from vocoder_plugin.outetts.phones import pronounce
+from vocoder_plugin.families.outetts import AlignmentError, WordTime, read_words
+from vocoder_plugin.families.outetts.align import align, aligners
+from vocoder_plugin.families.outetts.phones import pronounce
 
 TIMES = [("The", 0.0, 0.25), ("quick", 0.25, 0.5), ("fox.", 0.75, 1.5)]
 WORDS = [WordTime(*time) for time in TIMES]
@@ -244,7 +244,7 @@ def test_faster_whisper(monkeypatch):
 
 def test_missing_packages_are_named(monkeypatch, spoken):
     from vocoder_plugin import VocoderError
-    from vocoder_plugin.outetts.align import _sphinx
+    from vocoder_plugin.families.outetts.align import _sphinx
 
     _sphinx.cache_clear()
     for package, aligner in (("pocketsphinx", "pocketsphinx"), ("faster_whisper", "faster-whisper")):

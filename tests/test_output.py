@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from vocoder_plugin import AudioError
-from vocoder_plugin.audio import pcm16
-from vocoder_plugin.output import GrowingFile, Player, RawPipe
+from vocoder_plugin.audio.output import GrowingFile, Player, RawPipe
+from vocoder_plugin.audio.samples import pcm16
 
 RATE = 24000
 

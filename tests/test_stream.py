@@ -214,7 +214,7 @@ def test_any_rate_encodes_as_offline(codec):
 
 def test_graphs_take_a_limited_number_of_streams(small_dac, monkeypatch):
     """ggml would end the process where a graph has too many nodes."""
-    monkeypatch.setattr("vocoder_plugin.stream.MOST_TOGETHER", 3)
+    monkeypatch.setattr("vocoder_plugin.streams.exact.MOST_TOGETHER", 3)
     streams = [small_dac.decoder_stream() for _ in range(8)]
     batches, real = [], streams[0]._pass.run
     monkeypatch.setattr(
@@ -231,7 +231,7 @@ def test_padding_beyond_the_tensor_of_zeros(small_dac_file, monkeypatch):
     """A wide layer and many streams need more than there are; ggml would end the process."""
     results = []
     for floats in (1 << 18, 1 << 9):
-        monkeypatch.setattr("vocoder_plugin.ops.ZERO_FLOATS", floats)
+        monkeypatch.setattr("vocoder_plugin.net.ops.ZERO_FLOATS", floats)
         with Codec.load(small_dac_file, kernels="off", n_threads=1) as codec:
             streams = [codec.decoder_stream() for _ in range(5)]
             results.append(codec.push_many(streams, [CODES[:, :20]] * 5))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_llm import CONTROL, byte_tokens, outetts_0_tokens, outetts_1_tokens
 
 from vocoder_plugin import AudioVocabulary, TokenError, TokenReport, deinterleave
-from vocoder_plugin.tokens import OUTETTS_0, OUTETTS_1, Deinterleaver, TokenLayout
+from vocoder_plugin.llm.tokens import OUTETTS_0, OUTETTS_1, Deinterleaver, TokenLayout
 
 TEXTS = [*byte_tokens(), *outetts_1_tokens()]
 ID = {text: token for token, text in enumerate(TEXTS)}

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vocoder_plugin import ggml, kernels
-from vocoder_plugin.graph import Graph, Session
-from vocoder_plugin.plan import WHOLE, Signal
-from vocoder_plugin.window_ops import Attention, WindowNative
+from vocoder_plugin import kernels
+from vocoder_plugin.net.plan import WHOLE, Signal
+from vocoder_plugin.net.window_ops import Attention, WindowNative
+from vocoder_plugin.runtime import ggml
+from vocoder_plugin.runtime.graph import Graph, Session
 
 LIB = ggml.library()
 VARIANTS = kernels.available()

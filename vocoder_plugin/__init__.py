@@ -6,7 +6,6 @@
 """
 
 from .codec import Codec
-from .completion_text import special_tokens_shown
 from .errors import (
     AudioError,
     CodesError,
@@ -19,8 +18,9 @@ from .errors import (
     VocoderError,
 )
 from .llm import SpeechStream
-from .stream import DecoderStream, EncoderStream
-from .tokens import AudioVocabulary, TokenLayout, TokenReport, deinterleave
+from .llm.completion_text import special_tokens_shown
+from .llm.tokens import AudioVocabulary, TokenLayout, TokenReport, deinterleave
+from .streams.exact import DecoderStream, EncoderStream
 
 __version__ = "0.1.0"
 __all__ = [

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from .clip_ops import ClipNative, ClipPlan, ClipPortable, ClipPortableOps
 from .codec import Codec
 from .codecs import wavtokenizer
 from .codecs.wavtokenizer_file import Tensors
 from .errors import CodesError
-from .ggml import Device
 from .gguf_file import GGUFFile
-from .graph import Graph, Session
-from .plan import WHOLE, Signal
-from .weights import Find, check_shapes
-from .windowed import ClipEncoderStream, WindowedDecoderStream
+from .net.clip_ops import ClipNative, ClipPlan, ClipPortable, ClipPortableOps
+from .net.plan import WHOLE, Signal
+from .net.weights import Find, check_shapes
+from .runtime.ggml import Device
+from .runtime.graph import Graph, Session
+from .streams.whole_clip import ClipEncoderStream, WindowedDecoderStream
 
 ENCODER_CHUNK_SECONDS = 2.0  # activations of the first layers stay in cache; the LSTM's weights are read rarely enough
 Net = Any  # ClipNativeOps or ClipPortableOps, which have no common class beyond their methods

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from . import kernels as kernels_module
-from .audio import as_mono, resample
+from .audio.samples import as_mono, resample
 from .codecs import dac, wavtokenizer_file
 from .codecs.dac_file import Tensors
 from .errors import AudioError, CodesError, ModelFileError, VocoderError
-from .ggml import Device, library
 from .gguf_file import GGUFFile
-from .graph import Memory, Session
-from .ops import GraphOps, Lowering, Native, Portable
-from .placement import choose_device
-from .plan import Plan, Signal
-from .rehearsal import Fit, Rehearsal
-from .stream import DecoderStream, EncoderStream, Pass, push_many
-from .weights import check_shapes
+from .net.ops import GraphOps, Lowering, Native, Portable
+from .net.plan import Plan, Signal
+from .net.weights import check_shapes
+from .runtime.ggml import Device, library
+from .runtime.graph import Memory, Session
+from .runtime.placement import choose_device
+from .runtime.rehearsal import Fit, Rehearsal
+from .streams.exact import DecoderStream, EncoderStream, Pass, push_many
 
 logger = logging.getLogger(__name__)
 

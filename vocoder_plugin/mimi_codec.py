@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from .audio import as_mono
+from .audio.samples import as_mono
 from .codec import Codec
 from .codecs import mimi
 from .codecs.mimi_file import Tensors
 from .errors import AudioError, CodesError, StreamError
-from .frame_rate import RowResampler
-from .ggml import Device
 from .gguf_file import GGUFFile
-from .plan import FIRST, MIDDLE, Phase, Signal
-from .stream import DecoderStream, EncoderStream, Pass, State, push_many
-from .weights import check_shapes
-from .window_ops import Attention, WindowNative, WindowPlan, WindowPortable
+from .net.plan import FIRST, MIDDLE, Phase, Signal
+from .net.weights import check_shapes
+from .net.window_ops import Attention, WindowNative, WindowPlan, WindowPortable
+from .runtime.ggml import Device
+from .streams.exact import DecoderStream, EncoderStream, Pass, State, push_many
+from .streams.row_resampler import RowResampler
 
 CHUNK_FRAMES = 8  # of long input: weights are read rarely enough, and activations stay in cache
 Net = Any  # WindowNativeOps or WindowPortableOps, which have no common class beyond their methods

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from speaking_llm import word_script, write_speaking_llm
 
-from vocoder_plugin import Codec, ggml
+from vocoder_plugin import Codec
+from vocoder_plugin.runtime import ggml
 
 DEVICE = "Vulkan0"
 

@@ -12,7 +12,8 @@ from conftest import DEVICE, some_codes
 from measures import relative_error
 from random_dac import write_random_dac
 
-from vocoder_plugin import Codec, graph
+from vocoder_plugin import Codec
+from vocoder_plugin.runtime import graph
 
 F16 = 2e-3  # where the device multiplies in F16, as llvmpipe and most GPUs do: 1.0e-3 to 1.2e-3 seen
 F32 = 1e-5  # with GGML_VK_DISABLE_F16: 1.2e-6 seen

@@ -8,7 +8,7 @@ from speaking_llm import FRAMES, NEWLINE
 from tiny_llm import byte_tokens
 
 from vocoder_plugin import Codec, SpeechStream
-from vocoder_plugin.placement import Offload
+from vocoder_plugin.runtime.placement import Offload
 
 
 def test_one_libggml_one_device(offloaded, files):

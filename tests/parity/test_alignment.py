@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from espeak import Espeak
 
-from vocoder_plugin.outetts.align import align
+from vocoder_plugin.families.outetts.align import align
 
 WORDS = (
     "the a old young quick lazy brown small happy river mountain teacher garden window doctor morning evening weather "

@@ -9,7 +9,7 @@ import pytest
 from outetts_texts import texts
 from test_outetts_parity import StubTokenizer, import_prompt_processors
 
-from vocoder_plugin.outetts import Speaker, build_prompt, build_training_prompt
+from vocoder_plugin.families.outetts import Speaker, build_prompt, build_training_prompt
 
 TEXTS = texts()
 SPEAKER_TEXTS = [

@@ -19,7 +19,7 @@ from test_outetts_parity import import_prompt_processors
 
 from vocoder_plugin import Codec
 from vocoder_plugin.converters import dac as dac_converter
-from vocoder_plugin.outetts import create_speaker, features, loudness
+from vocoder_plugin.families.outetts import create_speaker, features, loudness
 
 RATE = 24000
 

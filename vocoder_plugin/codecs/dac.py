@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..plan import Ops, Signal, Tensor
+from ..net.plan import Ops, Signal, Tensor
 
 DILATIONS = (1, 3, 9)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import ModelFileError
 from ..gguf_file import GGUFFile
-from ..weights import Stored, concatenated, expect_shape
+from ..net.weights import Stored, concatenated, expect_shape
 from .dac import Config
 
 MOST_CHANNELS = 1 << 14

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..plan import Signal, Tensor
-from ..window_ops import Attention, WindowOps
+from ..net.plan import Signal, Tensor
+from ..net.window_ops import Attention, WindowOps
 
 STEPS = 2  # positions of the transformers in a frame: 25 Hz to 12.5
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import ModelFileError
 from ..gguf_file import GGUFFile
-from ..weights import Stored, concatenated, expect_shape
+from ..net.weights import Stored, concatenated, expect_shape
 from .mimi import STEPS, Config
 
 WINDOW = 250  # of Kyutai's model; codec.cpp's files do not say

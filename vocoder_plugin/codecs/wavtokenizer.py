@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..clip_ops import ClipOps
-from ..plan import Signal, Tensor
+from ..net.clip_ops import ClipOps
+from ..net.plan import Signal, Tensor
 
 EDGE_KERNEL = 7  # of the first and the last convolution of the encoder, and of the decoder's first
 TAIL_REACH = EDGE_KERNEL // 2  # frames that the encoder's last convolution sees on either side

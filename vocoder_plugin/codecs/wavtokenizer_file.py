@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import ModelFileError
 from ..gguf_file import GGUFFile
-from ..weights import Stored, expect_shape
+from ..net.weights import Stored, expect_shape
 from .wavtokenizer import Config, istft_weight
 
 CODEC_CPP, LLAMA = "wavtokenizer_large", "wavtokenizer-dec"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ggml import Library
+from ..runtime.ggml import Library
 
 Four = ctypes.c_int64 * 4
 FOLDER = Path(__file__).parent

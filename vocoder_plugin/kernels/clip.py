@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ggml import Library
+from ..runtime.ggml import Library
 from . import Kernels
 
 KINDS = ("gelu", "tanh_gelu", "elu", "exp", "sin", "cos", "tanh", "sigmoid")  # the order of clip.c

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from ..ggml import Library
+from ..runtime.ggml import Library
 from . import Kernels
 
 
