@@ -7,10 +7,14 @@
 
 from .codec import Codec
 from .errors import (
+    ArgumentError,
     AudioError,
+    BuildError,
     CodesError,
     ConversionError,
     DeviceError,
+    HubError,
+    KindError,
     LibraryError,
     ModelFileError,
     StreamError,
@@ -24,14 +28,18 @@ from .streams.exact import DecoderStream, EncoderStream
 
 __version__ = "0.1.0"
 __all__ = [
+    "ArgumentError",
     "AudioError",
     "AudioVocabulary",
+    "BuildError",
     "Codec",
     "CodesError",
     "ConversionError",
     "DecoderStream",
     "DeviceError",
     "EncoderStream",
+    "HubError",
+    "KindError",
     "LibraryError",
     "ModelFileError",
     "SpeechStream",

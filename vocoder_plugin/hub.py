@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import VocoderError
+from .errors import HubError
 
 REFERENCE = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+?))?(?::([\w.-]+)|/([^:@]+\.\w+))?")
 PREFERRED = ("Q8_0", "F16", "FP16", "BF16", "F32", "FP32")  # without a tag, the first that there is
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-
-
-class HubError(VocoderError):
-    """A file that the hub does not have, does not give out, or that cannot be reached."""
 
 
 @dataclass(frozen=True)
