@@ -17,7 +17,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from vocoder_plugin.codecs.wavtokenizer_file import CODEC_CPP, LLAMA, OVERLAP, SAMPLE_RATE, llama_name
+from vocoder_plugin.codecs.wavtokenizer import CODEC_CPP, LLAMA, OVERLAP, SAMPLE_RATE, llama_name
 from vocoder_plugin.errors import ConversionError
 
 from .checkpoint import Checkpoint, Tensors, load_checkpoint
