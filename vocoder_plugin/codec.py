@@ -184,7 +184,7 @@ class Codec:
 
     @classmethod
     def _rehearse(cls, model: Model, device: Device) -> Fit:
-        """Build every graph of REHEARSED_SECONDS of sound, in the CPU's address space, for another device to look at."""
+        """Build every graph of REHEARSED_SECONDS of sound in the CPU's memory, for another device to look at."""
         cpu, session = library().device("CPU"), Rehearsal(library(), device)
         with cls(model, cpu, Portable(library(), cpu, blank=True), session, precision="float32") as codec:
             if codec.has_decoder:
@@ -365,7 +365,7 @@ class Codec:
         """``streams[i].push_latents(samples[i])`` for all i, run together; see ``push_many``."""
         self._check_owned(streams)
         if not all(isinstance(stream, EncoderStream) for stream in streams):
-            raise ArgumentError("latents of many streams come from encoder streams of one pass only")
+            raise ArgumentError("latents come from encoder streams only")
         return push_many(streams, samples, "latents")
 
     def _check_owned(self, streams: Sequence[Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Mimi(Model):
     """Mimi, with the first ``n_codebooks`` of those that the file has."""
 
     architectures = ("mimi",)
-    options = {
+    options: ClassVar = {
         "n_codebooks": Option(int, "Use the first N codebooks: more cost more and sound better.", N_CODEBOOKS),
         "sliding_window": Option(int, "Positions that attention sees, for a file that does not say.", WINDOW),
     }

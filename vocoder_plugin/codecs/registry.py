@@ -10,7 +10,7 @@ import importlib.metadata
 import logging
 from typing import Any
 
-from ..errors import ModelFileError
+from ..errors import LibraryError, ModelFileError
 from ..gguf_file import GGUFFile
 from .model import Model, checked_options
 
@@ -66,6 +66,8 @@ def model_class(file: GGUFFile) -> type[Model]:
         if architecture in model.architectures:
             return model
     known = ", ".join(repr(name) for model in models().values() for name in model.architectures)
+    if not known:
+        raise LibraryError("no codec is installed: install vocoder-plugin, rather than put its source tree on the path")
     message = f"architecture {architecture!r} is not supported (expected {known})"
     raise ModelFileError(message, path=file.path, key="general.architecture")
 

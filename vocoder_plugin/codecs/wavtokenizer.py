@@ -81,7 +81,7 @@ def llama_name(name: str) -> str:
     for pattern, form in LLAMA_NAMES:
         if match := re.fullmatch(pattern, name):
             return form.format(*match.groups())
-    return name
+    raise KeyError(name)
 
 
 def codec_cpp_name(name: str) -> str:
@@ -192,7 +192,7 @@ class WavTokenizer(Model):
         """Layer scales and the first condition of adaptive norms are folded in; the ISTFT's weight is computed."""
         recipes = search_recipes("vq.nearest", stored("vq.codebook"), self.format.codebook_size, self.codebook_dim)
         recipes["dec.head.out.weight"] = linear("dec.head.out.weight")
-        recipes["dec.head.istft.weight"] = constant(lambda _shape: istft_weight(self.n_fft))
+        recipes["dec.head.istft.weight"] = constant(lambda shape: istft_weight(shape[2]))
         recipes["dec.head.istft.bias"] = ZEROS
         norms = ["dec.bb.norm", *(f"dec.bb.cnx.{i}.norm" for i in range(self.n_blocks))]
         for norm in norms if adaptive else []:
@@ -310,7 +310,7 @@ class WavTokenizer(Model):
     def _recurrent_head(self, net: Ops) -> None:
         units = self.encoder_dim << len(self.encoder_rates)
         front = x = net.rows_in(units)
-        before, after = [net.state_in(units, 2) for _ in range(LSTM_LAYERS)], []
+        before, after = [net.carried_in(units, 2) for _ in range(LSTM_LAYERS)], []
         for layer, state in enumerate(before):
             x, left = net.lstm(x, f"enc.model.{3 * len(self.encoder_rates) + 1}.lstm", layer, state)
             after.append(left)

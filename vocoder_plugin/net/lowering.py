@@ -64,7 +64,7 @@ class GraphOps(Ops):
         """A depthwise convolution's weights of one tap, a value a channel."""
         raise NotImplementedError
 
-    def _flat(self, x: Signal) -> Tensor:
+    def _flat(self, x: Signal | Window) -> Tensor:
         """[C, T * B] in one piece."""
         return self.lib.ggml_reshape_2d(self.c, self._turned(x.tensor), x.channels, x.length * self.batch)
 
@@ -109,7 +109,7 @@ class GraphOps(Ops):
         if rows == 0:
             return
         region = self.plan.regions[name]
-        chunk, n = window.signal.tensor, window.signal.length
+        chunk, n = window.tensor, window.length
         if n >= rows:
             self._copy(self._rows_view(chunk, n - rows, rows), self._state_view(self.state_out, region, 0, rows))
         else:

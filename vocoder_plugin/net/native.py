@@ -31,7 +31,7 @@ from ..kernels import (
 from ..runtime.ggml import Device, Library, Tensor
 from ..runtime.graph import TensorBuffer
 from .lowering import F32, GraphOps, Lowering, Shapes, pointers
-from .ops import ELU, Elu, Rotary
+from .ops import ELU, Elu, Feed, Rotary
 from .packing import Packing
 from .signal import WHOLE, Moment, Region, Signal, Window
 from .weights import ConvSpec, DepthwiseSpec, Find, LstmSpec, SnakeSpec, Spec
@@ -67,22 +67,17 @@ class NativeOps(GraphOps):
 
     def _joined(self, window: Window) -> Tensor:
         if window.joined is None:
-            parts = (
-                self._zeros(window.zeros, window),
-                window.history,
-                window.signal.tensor,
-                self._zeros(window.zeros_after, window),
-            )
-            for part in parts:
+            zeros, channels = self._zeros, window.channels
+            before, after = zeros(window.zeros, channels), zeros(window.zeros_after, channels)
+            for part in (before, window.history, window.tensor, after):
                 if part:
                     window.joined = self.lib.ggml_concat(self.c, window.joined, part, 1) if window.joined else part
         return window.joined
 
-    def _zeros(self, rows: int, window: Window) -> Tensor:
-        shape = (self.batch, rows, window.signal.channels)
-        return (
-            self._feed(f"zeros {shape}", lambda _: np.zeros(shape, np.float32), "F32", *shape[::-1]) if rows else None
-        )
+    def _zeros(self, rows: int, channels: int) -> Tensor:
+        shape = self.batch, rows, channels
+        feed = f"zeros {shape}", lambda _: np.zeros(shape, np.float32), "F32", *shape[::-1]
+        return self._feed(*feed) if rows else None
 
     def _repeated(self, y: Signal, x: Signal) -> Tensor:
         ne, nb = x.tensor.contents.ne, x.tensor.contents.nb
@@ -121,15 +116,15 @@ class NativeOps(GraphOps):
             "weight": self.w[spec.name + ".weight"],
             "scale": self.w.get(spec.name + ".scale"),
             "bias": self.w[spec.name + ".bias"],
-            "chunk": window.signal.tensor,
+            "chunk": window.tensor,
             "history": window.history,
         }
         if isinstance(activation, SnakeSpec):
             sources.update(alpha=self.w[activation.name + ".alpha"], inverse=self.w[activation.name + ".inverse"])
         if skip:
-            sources.update(skip_chunk=skip[0].signal.tensor, skip_history=skip[0].history)
+            sources.update(skip_chunk=skip[0].tensor, skip_history=skip[0].history)
         if packing.winograd:
-            sources.update(position=self._feed("position", self._positions, "I32", self.batch))
+            sources.update(position=self._feed("position", _positions(self.plan.period), "I32", self.batch))
         sources = {name: tensor for name, tensor in sources.items() if tensor}
         params = Conv1dParams(
             taps=spec.taps,
@@ -143,14 +138,11 @@ class NativeOps(GraphOps):
             zeros=window.zeros,
             skip_zeros=skip[0].zeros if skip else 0,
             skip_first=skip[1] if skip else 0,
-            rate=window.signal.rate // stride,
+            rate=window.rate // stride,
             delay=0 if self.phase.first else delay,
             **{name: list(sources).index(name) if name in sources else -1 for name in SOURCES},
         )
         return self._custom(packing.kernel, params, (outputs, rows, self.batch), *sources.values())
-
-    def _positions(self, moment: Moment) -> np.ndarray:
-        return (moment.positions % self.plan.period).astype(np.int32)
 
     def _conv1d(
         self,
@@ -222,7 +214,7 @@ class NativeOps(GraphOps):
         rows = self._flat(x)
         if (made := self._depthwise_of.get(_address(x.tensor))) and self.phase == WHOLE and self.batch == 1:
             window, spec = made
-            rows, params.taps = self._flat(window.signal), spec.kernel
+            rows, params.taps = self._flat(window), spec.kernel
             weights += [self.w[spec.name + ".weight"], self.w[spec.name + ".bias"]]
         return self._shaped(
             y, self._custom(self.kernels.layer_norm, params, (y.channels, y.length * self.batch), rows, *weights)
@@ -289,6 +281,11 @@ class NativeOps(GraphOps):
     def _lstm(self, y: Signal, gates: Signal, spec: LstmSpec, state: Tensor) -> Tensor:
         sources = gates.tensor, self.w[spec.name + ".weight"], state
         return self._custom(self.kernels.lstm, LstmParams(), (y.channels, y.length), *sources)
+
+
+def _positions(period: int) -> Feed:
+    """Frames that each stream had before. (A method as feed would make a cycle with its graph.)"""
+    return lambda moment: (moment.positions % period).astype(np.int32)
 
 
 def _address(tensor: Tensor) -> int:

@@ -112,7 +112,7 @@ class Ops:
         """A row of ``channels`` values a frame, given as float32 [frames, channels]: [channels, frames]."""
         return self._rows_input(channels, self.frames, 1)
 
-    def state_in(self, channels: int, rows: int) -> Tensor:
+    def carried_in(self, channels: int, rows: int) -> Tensor:
         """Rows that an earlier chunk gave, float32 [rows, channels]."""
         return self._input("F32", channels, rows)
 
@@ -308,7 +308,7 @@ class Ops:
             return self._emit("full_attention", self._of_whole_clip(q), q=q, k=k, v=v, heads=heads)
         if not causal or window is None or rotary is None or q.delay:
             raise ArgumentError(
-                f"attention {name!r}: expected a causal one with window and rotary embedding and without lag, or neither"
+                f"attention {name!r}: expected a causal one with window, rotary embedding and no lag, or none of these"
             )
         y, size = replace(q), q.channels // heads
         if self.rings:
@@ -337,7 +337,10 @@ class Ops:
         repeated = before if replicate and self.phase.first else 0
         older = self._emit("repeated", replace(x, length=repeated), x=x).tensor if repeated else None
         window = Window(
-            signal=x,
+            tensor=x.tensor,
+            channels=x.channels,
+            length=x.length,
+            rate=x.rate,
             history=older if self.phase.first else self._history(x, name, history),
             history_rows=repeated if self.phase.first else history,
             zeros=before - repeated if self.phase.first else 0,

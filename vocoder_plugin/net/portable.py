@@ -57,11 +57,11 @@ class PortableOps(GraphOps):
 
     def _joined(self, window: Window) -> Tensor:
         if window.joined is None:
-            channels = window.signal.channels
+            channels = window.channels
             parts = [
                 self._zeros(window.zeros, channels) if window.zeros else None,
                 window.history,
-                window.signal.tensor,
+                window.tensor,
                 self._zeros(window.zeros_after, channels) if window.zeros_after else None,
             ]
             joined = None
@@ -248,12 +248,13 @@ class PortableOps(GraphOps):
         return lib.ggml_reshape_3d(c, lib.ggml_concat(c, first, second, 1), x.length, x.channels, self.batch)
 
     def _masked_attention(self, y: Signal, q: Signal, keys: Window, values: Window, heads: int, window: int) -> Tensor:
-        lib, c, size, rate, rows = self.lib, self.c, q.channels // heads, q.rate, keys.rows
+        lib, c, size = self.lib, self.c, q.channels // heads
+        rate, rows, positions = q.rate, keys.rows, q.length
 
         def mask(moment: Moment) -> np.ndarray:
             """0 where a position sees a key, -inf elsewhere, float32 [B, T, keys]."""
-            history = rows - q.length
-            query, key = np.arange(q.length)[:, np.newaxis] + history, np.arange(rows)[np.newaxis]
+            history = rows - positions
+            query, key = np.arange(positions)[:, np.newaxis] + history, np.arange(rows)[np.newaxis]
             near = (key <= query) & (key > query - window)
             past = [min(p * rate, window - 1) for p in moment.positions.tolist()]
             return np.stack([np.where(near & (key >= history - p), np.float32(0), np.float32(-np.inf)) for p in past])

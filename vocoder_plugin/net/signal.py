@@ -44,10 +44,14 @@ class Signal:
 class Window:
     """A signal joined with what lies around it: ``zeros`` of padding, ``history``, the chunk, ``zeros_after``.
 
-    ``joined`` is all of it in one tensor, where a lowering has made that.
+    ``tensor``, ``channels``, ``length`` and ``rate`` are the signal's; ``joined`` is all of it in one tensor, where a
+    lowering has made that.
     """
 
-    signal: Signal
+    tensor: Tensor
+    channels: int
+    length: int
+    rate: int
     history: Tensor
     history_rows: int
     zeros: int
@@ -56,7 +60,7 @@ class Window:
 
     @property
     def rows(self) -> int:
-        return self.zeros + self.history_rows + self.signal.length + self.zeros_after
+        return self.zeros + self.history_rows + self.length + self.zeros_after
 
 
 @dataclass(frozen=True)

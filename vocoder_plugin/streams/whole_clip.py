@@ -85,9 +85,9 @@ class Stages:
     """An encoder that is local, then recurrent, then local again, in passes of whole clips that are put together.
 
     The pass ``front`` has the head ``front``, counted in samples: samples to rows of ``units`` channels; a row sees
-    the samples of ``reach`` frames on either side. ``recurrent`` has ``recurrent``: rows and the state before, a [2, units] a
-    layer, to rows and the state after. ``tail`` has ``encode`` and ``latents``; a frame sees ``tail_reach`` rows
-    on either side.
+    the samples of ``reach`` frames on either side. ``recurrent`` has ``recurrent``: rows and the state before,
+    [2, units] for each of ``layers``, to rows and the state after. ``tail`` has ``encode`` and ``latents``; a frame
+    sees ``tail_reach`` rows on either side.
     """
 
     reach: int
