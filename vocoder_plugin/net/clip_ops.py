@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import Kernels
-from ..kernels.clip import AttentionParams, ClipKernels, ClipParams, LstmParams
+from ..kernels import AttentionParams, Kernels, LstmParams, NormParams
 from ..runtime.ggml import Device, Library
 from ..runtime.graph import TensorBuffer
 from .ops import F32, Native, NativeOps, Portable, PortableOps, Shapes, _pointers
@@ -175,8 +174,6 @@ def _split(specs: Mapping[str, Spec]) -> tuple[dict[str, Spec], list[ArraysSpec]
 
 @dataclass
 class ClipNativeOps(ClipOps, NativeOps):
-    clip: ClipKernels = None  # type: ignore[assignment]
-
     def _custom(self, function: Any, params: ctypes.Structure, ne: tuple[int, int], *sources: Tensor) -> Tensor:
         arguments = _pointers(self.lib, list(sources))
         self.g.keep += [params, arguments]
@@ -191,47 +188,53 @@ class ClipNativeOps(ClipOps, NativeOps):
         if conv:
             sources += [self.w[conv.name + ".weight"], self.w[conv.name + ".bias"]]
             taps = dict(conv.arrays)["weight"][2]
-        params = ClipParams(epsilon=epsilon, taps=taps)
-        return replace(x, tensor=self._custom(self.clip.layer_norm, params, (x.channels, x.length), *sources))
+        params = NormParams(epsilon=epsilon, taps=taps)
+        return replace(x, tensor=self._custom(self.kernels.layer_norm, params, (x.channels, x.length), *sources))
 
     def _emit_group_norm(self, x: Signal, norm: ArraysSpec, groups: int, epsilon: float, swish: bool) -> Signal:
-        params = ClipParams(epsilon=epsilon, groups=groups, mode=int(swish))
+        params = NormParams(epsilon=epsilon, groups=groups, mode=int(swish))
         sources = (x.tensor, self.w[norm.name + ".weight"], self.w[norm.name + ".bias"])
-        return replace(x, tensor=self._custom(self.clip.group_norm, params, (x.channels, x.length), *sources))
+        return replace(x, tensor=self._custom(self.kernels.group_norm, params, (x.channels, x.length), *sources))
 
     def _emit_gelu(self, x: Signal, tanh: bool) -> Signal:
-        params = ClipParams(mode=int(tanh))
+        params = NormParams(mode=int(tanh))
         self.g.keep.append(params)
-        y = self.lib.ggml_custom_inplace(self.c, x.tensor, None, 0, self.clip.gelu, -1, ctypes.addressof(params))
+        y = self.lib.ggml_custom_inplace(self.c, x.tensor, None, 0, self.kernels.gelu, -1, ctypes.addressof(params))
         return replace(x, tensor=y)
 
     def _emit_attention(self, q: Signal, k: Signal, v: Signal) -> Signal:
-        panel = self.clip.panel
+        panel = self.kernels.panel
         scale = q.channels**-0.5
         keys = self._custom(
-            self.clip.pack_attention, AttentionParams(keys=1), (q.channels, -(-k.length // panel) * panel), k.tensor
+            self.kernels.pack_attention,
+            AttentionParams(keys=1, heads=1),
+            (q.channels, -(-k.length // panel) * panel),
+            k.tensor,
         )
         values = self._custom(
-            self.clip.pack_attention, AttentionParams(keys=0), (-(-v.channels // panel) * panel, v.length), v.tensor
+            self.kernels.pack_attention,
+            AttentionParams(keys=0, heads=1),
+            (-(-v.channels // panel) * panel, v.length),
+            v.tensor,
         )
-        params = AttentionParams(scale=scale)
-        y = self._custom(self.clip.attention, params, (q.channels, q.length), q.tensor, keys, values)
+        params = AttentionParams(scale=scale, heads=1)
+        y = self._custom(self.kernels.attention, params, (q.channels, q.length), q.tensor, keys, values)
         return replace(q, tensor=y)  # [C, T]
 
     def _emit_polar(self, x: Signal) -> Signal:
-        return replace(x, tensor=self._custom(self.clip.polar, ClipParams(), (x.channels, x.length), x.tensor))
+        return replace(x, tensor=self._custom(self.kernels.polar, NormParams(), (x.channels, x.length), x.tensor))
 
     def _emit_pad(self, x: Signal, left: int, right: int, elu: bool) -> Signal:
         if not (left or right or elu):
             return x
         length = x.length + left + right
-        params = ClipParams(left=left, right=right, mode=int(elu))
-        return replace(x, tensor=self._custom(self.clip.pad, params, (x.channels, length), x.tensor), length=length)
+        params = NormParams(left=left, right=right, mode=int(elu))
+        return replace(x, tensor=self._custom(self.kernels.pad, params, (x.channels, length), x.tensor), length=length)
 
     def _emit_lstm(self, gates: Signal, weights: ArraysSpec, state: Tensor) -> tuple[Signal, Tensor]:
         units, steps = gates.channels // 4, gates.length
         sources = (gates.tensor, self.w[weights.name + ".weight"], state)
-        y = self._custom(self.clip.lstm, LstmParams(), (units, steps + 1), *sources)
+        y = self._custom(self.kernels.lstm, LstmParams(), (units, steps + 1), *sources)
         out = self.lib.ggml_view_2d(self.c, y, units, steps, units * F32, 0)
         after = self.lib.ggml_view_2d(self.c, y, units, 2, units * F32, (steps - 1) * units * F32)
         return replace(gates, channels=units, tensor=self.lib.ggml_cont(self.c, out)), self.lib.ggml_cont(self.c, after)
@@ -247,8 +250,7 @@ class ClipNative(Native):
         self, lib: Library, device: Device, kernels: Kernels, *, precision: str = "float32", n_threads: int = 1
     ) -> None:
         super().__init__(lib, device, kernels, precision=precision, n_threads=n_threads)
-        self.clip = ClipKernels(lib, kernels)
-        self.ops = functools.partial(ClipNativeOps, kernels=kernels, precision=precision, clip=self.clip)
+        self.ops = functools.partial(ClipNativeOps, kernels=kernels, precision=precision)
 
     def load(self, specs: Mapping[str, Spec], find: Find) -> Any:
         """Read and pack the weights of a pass."""
@@ -260,7 +262,7 @@ class ClipNative(Native):
                 if spec.kind == "depthwise" and len(shape) == 3:
                     ne = (shape[0], shape[2])
                 elif spec.kind == "lstm":
-                    ne = (self.clip.lstm_floats(shape[1]),)
+                    ne = (self.kernels.lstm_floats(shape[1]),)
                 shapes[f"{spec.name}.{suffix}"] = ("F32", ne)
         extra = TensorBuffer(self.lib, self.device, shapes)
         for spec in arrays:
@@ -268,7 +270,7 @@ class ClipNative(Native):
                 name = f"{spec.name}.{suffix}"
                 values = find(name).read()
                 if spec.kind == "lstm":
-                    self.clip.pack_lstm(extra.tensors[name].contents.data, values)
+                    self.kernels.pack_lstm(extra.tensors[name].contents.data, values)
                 elif spec.kind == "depthwise" and len(shape) == 3:
                     extra.upload(name, values[:, 0].T)  # [taps][C]
                 else:

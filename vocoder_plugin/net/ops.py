@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels import SOURCES, Conv1dParams, Kernels
+from ..kernels import Activation as KernelActivation
 from ..runtime.ggml import Device, Library
 from ..runtime.graph import Graph, TensorBuffer
 from .packing import Packing, Shapes, pad_kernel
@@ -137,7 +138,9 @@ class NativeOps(GraphOps):
             "chunk": window.signal.tensor,
             "history": window.history,
         }
+        activation = KernelActivation.ELU if snake is ELU else KernelActivation.NONE
         if isinstance(snake, SnakeSpec):
+            activation = KernelActivation.SNAKE
             sources.update(alpha=self.w[snake.name + ".alpha"], inverse=self.w[snake.name + ".inverse"])
         if skip:
             sources.update(skip_chunk=skip[0].signal.tensor, skip_history=skip[0].history)
@@ -152,7 +155,7 @@ class NativeOps(GraphOps):
             block=packing.block,
             together=packing.together,
             weight_bytes=packing.weight_bytes,
-            elu=snake is ELU,
+            activation=activation,
             zeros=window.zeros,
             skip_zeros=skip[0].zeros if skip else 0,
             skip_first=skip[1] if skip else 0,

@@ -1,7 +1,7 @@
 """Operations of causal transformers between causal convolutions, for exact streams in bounded memory.
 
 Attention sees a sliding window of positions. ``WindowNative`` keeps keys and values in a ring per stream
-that its kernel writes in place (kernels/window.c); ``WindowPortable`` keeps the window's rows among the
+that its kernel writes in place (kernels/sliding_attention.c); ``WindowPortable`` keeps the window's rows among the
 state that the graphs carry from chunk to chunk. Keys are kept rotated by their absolute position, with
 angles computed in float64 outside the graph, so that they are exact however long a stream becomes.
 """
@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import Kernels
-from ..kernels.clip import ClipParams
-from ..kernels.window import WindowKernels, WindowParams
+from ..kernels import Kernels, NormParams, SlidingAttentionParams
 from ..runtime.ggml import Device, Library
 from .clip_ops import ClipNative, ClipPortable
 from .ops import F32, NativeOps, PortableOps, _pointers
@@ -158,9 +156,7 @@ class WindowPlan(WindowOps, Plan):
 
 @dataclass
 class WindowNativeOps(WindowOps, NativeOps):
-    clip: Any = None
-    rings: WindowKernels = None  # type: ignore[assignment]
-    control: Tensor = None  # [4, B]: see struct stream of window.c
+    control: Tensor = None  # [4, B]: see struct vp_stream of kernels/params.h
     turns: Tensor = None  # [head_dim, T, B]
 
     def declare(self, sizes: Attention, positions: int) -> None:
@@ -183,20 +179,25 @@ class WindowNativeOps(WindowOps, NativeOps):
         weights = self.w[norm.name + ".weight"], self.w[norm.name + ".bias"]
         rows = self.lib.ggml_reshape_2d(self.c, x.tensor, x.channels, x.length * self.batch)
         ne = (x.channels, x.length * self.batch, 1)
-        return self._in_batch(x, self._custom(self.clip.layer_norm, ClipParams(epsilon=epsilon), ne, rows, *weights))
+        return self._in_batch(x, self._custom(self.kernels.layer_norm, NormParams(epsilon=epsilon), ne, rows, *weights))
 
     def _emit_gelu(self, x: Signal) -> Signal:
         rows = self.lib.ggml_reshape_2d(self.c, x.tensor, x.channels, x.length * self.batch)
-        params = ClipParams()
+        params = NormParams()
         self.g.keep.append(params)
-        y = self.lib.ggml_custom_inplace(self.c, rows, None, 0, self.clip.gelu, -1, ctypes.addressof(params))
+        y = self.lib.ggml_custom_inplace(self.c, rows, None, 0, self.kernels.gelu, -1, ctypes.addressof(params))
         return self._in_batch(x, y)
 
     def _emit_attention(self, qkv: Signal, name: str, sizes: Attention, layer: int) -> Signal:
         y = replace(qkv, channels=qkv.channels // 3)
-        params = WindowParams(heads=sizes.heads, window=sizes.window, capacity=sizes.capacity, layer=layer)
-        ne = (y.channels, y.length, self.batch)
-        return replace(y, tensor=self._custom(self.rings.attention, params, ne, qkv.tensor, self.turns, self.control))
+        params = SlidingAttentionParams(
+            heads=sizes.heads, window=sizes.window, capacity=sizes.capacity,
+            offset=layer * sizes.ring_floats // sizes.layers,
+        )  # fmt: skip
+        ne, nb = (y.channels, y.length, self.batch), qkv.tensor.contents.nb
+        parts = (self.lib.ggml_view_3d(self.c, qkv.tensor, *ne, nb[1], nb[2], i * y.channels * F32) for i in range(3))
+        sliding = self._custom(self.kernels.sliding_attention, params, ne, *parts, self.turns, self.control)
+        return replace(y, tensor=sliding)
 
     def _emit_upsample(self, x: Signal, spec: ArraysSpec, stride: int) -> Signal:
         y = _upsampled(self, x, spec, stride, 1)
@@ -238,8 +239,7 @@ class WindowNative(ClipNative):
     ) -> None:
         super().__init__(lib, device, kernels, precision=precision, n_threads=n_threads)
         self.n_threads = n_threads
-        rings = WindowKernels(lib, kernels)
-        self.ops = functools.partial(WindowNativeOps, kernels=kernels, precision=precision, clip=self.clip, rings=rings)
+        self.ops = functools.partial(WindowNativeOps, kernels=kernels, precision=precision)
 
 
 # -- portable: [T, C]
