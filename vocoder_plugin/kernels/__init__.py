@@ -40,7 +40,7 @@ def _integers(*names: str) -> list[tuple[str, type]]:
 
 
 class Conv1dParams(ctypes.Structure):
-    """Of conv1d, conv1d_single and conv1d_winograd; ``SOURCES`` say which source is what. See params.h for all these."""
+    """Of conv1d, conv1d_single and conv1d_winograd; see params.h for this and the others."""
 
     _fields_ = _integers(
         "taps", "dilation", "stride", "vectors", "block", "together", "weight_bytes", "activation", "zeros",
