@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What every codec computes, as digests: one line ``SHA-256  label`` for each result of each way to run it.
 
-Every fixture, converted where it is a checkpoint, is decoded and encoded offline and in seeded partitions, with every
-variant of the kernels that this CPU runs and every precision. Two versions of the package agree if the lines of the
-native kernels are the same. Results of the portable lowering need to agree to TOLERANCE only, so they are compared
-themselves:
+Every fixture, converted where it is a checkpoint, is decoded and encoded offline and in a seeded partition, with every
+variant of the kernels that this CPU runs and every precision; THOROUGH ones in all the ways there are. Two versions of
+the package agree if the lines of the native kernels are the same. Results of the portable lowering need to agree to
+TOLERANCE only, so they are compared themselves:
 
     python benchmarks/digests.py --portable before.npz > before.txt             # with the one version
     python benchmarks/digests.py --portable before.npz --against before.txt     # with the other: 0 if they agree
@@ -31,9 +31,10 @@ from vocoder_plugin.converters import dac, mimi, wavtokenizer
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 PRECISIONS = ("float32", "int16", "int8")
-SECONDS = 2.3  # more than a chunk of every codec's streams, and more positions than the small Mimi's attention sees
+SECONDS = 2.2  # more than a chunk of every codec's streams, and more positions than the small Mimi's attention sees
 TOLERANCE = 1e-6  # of the portable lowering, relative to the largest value
 MOST_LISTED = 40  # differences that are printed one by one
+THOROUGH = ("codec_cpp_dac_hf_f32.gguf", "small_dac.pth f32", "small_wavtokenizer.ckpt f32", "tiny_mimi_hf f32")
 Results = Iterator[tuple[str, np.ndarray]]  # label, values
 
 
@@ -180,24 +181,21 @@ def computed(path: Path, kind: str, options: dict[str, Any], *, brief: bool) -> 
 def all_results(only: str) -> Results:
     """Everything, labelled ``file | kernels | precision | threads | result``."""
     variants = kernels.available()
-    ways = [(variant, precision, 1) for variant in variants for precision in PRECISIONS]
-    ways += [(variants[0], "float32", 2)] if variants else []
-    ways += [("off", "float32", 1)]
-    thorough = {way for way in ways if way[1:] == ("float32", 1) or (way[0] == variants[0] and way[2] == 1)}
+    ways = [(variant, precision, 1) for variant in variants for precision in PRECISIONS] + [("off", "float32", 1)]
     with tempfile.TemporaryDirectory() as folder:
         for source in SOURCES:
             for name, path in source.files(Path(folder)):
+                if path is None and only in name:
+                    yield f"{name} | refused", np.empty(0)
                 if path is None:
-                    if only in name:
-                        yield f"{name} | refused", np.empty(0)
                     continue
-                for way in ways:
-                    variant, precision, threads = way
+                two_threads = [(variants[0], "float32", 2)] if variants and name in THOROUGH else []
+                for variant, precision, threads in ways + two_threads:
                     label = f"{name} | {variant} | {precision} | {threads}"
                     if only not in label:
                         continue
                     options = {"kernels": variant, "precision": precision, "n_threads": threads}
-                    brief = way not in thorough or "f32" not in name
+                    brief = name not in THOROUGH or threads == 2 or precision == "int8"
                     for result, values in computed(path, source.kind, options, brief=brief):
                         yield f"{label} | {result}", values
 
