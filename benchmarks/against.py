@@ -46,7 +46,7 @@ class Task(NamedTuple):
     size: float
 
     def __str__(self) -> str:
-        unit = "frames" if self.do in ("push", "step") else "s"
+        unit = "frames" if self.do.endswith(("push", "step")) else "s"
         return f"{self.codec} {self.do} {self.size:g} {unit}"
 
 

@@ -121,7 +121,7 @@ def test_arrow_up(house, name, text, said):
     [
         ("llm/tokens.py", "class MimiTokens: ...", "1: 'MimiTokens'"),
         ("llm/tokens.py", "\nis_mimi = 1", "2: 'is_mimi'"),
-        ("llm/tokens.py", "x = f'{1} of DAC\\'s'", '1: " of DAC\'s"'),
+        ("llm/tokens.py", "x = f'{1} of DAC\\'s'", '1: "of DAC\'s"'),
         ("llm/tokens.py", "f(wav_tokenizer=1)", "1: 'wav_tokenizer'"),
         ("families/talk.py", "if codec == 'snac': x", "1: 'snac'"),
         ("streams/format.py", "codec = 'snac'", "1: 'snac'"),
