@@ -515,7 +515,7 @@ def test_no_protocol_runs_code(tmp_path, protocol):
     assert sentinel.exists(), "the payload is not live"
     sentinel.unlink()
     path = write_zip(tmp_path / "evil.pth", data, {})
-    assert re.search(r"refers to builtins\.eval|__builtin__\.eval|opcode DICT, which", refuses(path, ""))
+    assert re.search(r"refers to builtins\.eval|__builtin__\.eval|opcode DICT, which", refuses(path, f"{path}: "))
     assert not sentinel.exists()
 
 
