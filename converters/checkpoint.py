@@ -19,7 +19,7 @@ from vocoder_plugin.errors import ConversionError
 from vocoder_plugin.files import open_regular
 
 from .torch_pickle import PickleError, StorageType, unpickled
-from .wording import described, listed, shown
+from .wording import described, listed, plain, shown
 
 SAFETENSORS_TYPES = {
     "F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "bf16", "I64": "<i8", "I32": "<i4", "U8": "<u1", "BOOL": "<u1",
@@ -96,7 +96,7 @@ def _safetensors(path: Path, file: BinaryIO, size: int) -> dict[str, np.ndarray]
                 )
             tensors[name] = _values(entry["data"], SAFETENSORS_TYPES[entry["dtype"]]).reshape(entry["shape"])
     except safetensors.SafetensorError as error:
-        raise ConversionError(str(error), path=path) from None
+        raise ConversionError(plain(str(error)), path=path) from None
     except (ValueError, OverflowError):
         raise ConversionError(f"tensor {shown(name)} has an impossible shape", path=path, tensor=name) from None
     return tensors
@@ -107,6 +107,8 @@ def _config(path: Path) -> dict[str, Any]:
         config = json.loads(read_text(path))
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise ConversionError(f"cannot be read: {error.strerror or error}", path=path) from None
     except (ValueError, RecursionError) as error:
         raise ConversionError(f"not valid JSON: {error}", path=path) from None
     if not isinstance(config, dict):

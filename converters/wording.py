@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterable
 
 MOST_NAMES = 5
-MOST_LETTERS = 120
+MOST_LETTERS = 200
 MOST_BITS = 256  # of an integer that is written out
 
 

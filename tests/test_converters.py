@@ -618,7 +618,7 @@ DAMAGED = {
     "bad checksum": (bad_checksum, "a damaged checkpoint: BadZipFile: Bad CRC-32"),
     "missing storage": (missing_storage, "a damaged checkpoint: KeyError"),
     "two pickles": (two_pickles, "a zip archive, but not a torch checkpoint"),
-    "no pickle": (lambda path: write_zip(path, b"", {}, folder="x/y") and path, "a damaged checkpoint: ValueError: pickle exhausted"),
+    "no pickle": (lambda path: write_zip(path, b"", {}, folder="x/y") and path, "a damaged checkpoint: ValueError"),
     "unrelated zip": (
         lambda path: zipfile.ZipFile(path, "w").close() or path,
         "a zip archive, but not a torch checkpoint",

@@ -20,7 +20,10 @@ except ImportError:  # Windows: what a killed process leaves stays
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading; OSError for a pipe, a device or a folder, which could block or never end."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # a path with a null character in it
+        raise OSError(errno.EINVAL, str(error)) from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
