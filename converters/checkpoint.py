@@ -89,7 +89,8 @@ def _safetensors(path: Path, file: BinaryIO, size: int) -> dict[str, np.ndarray]
     file.seek(0)
     tensors = {}
     try:
-        for name, entry in safetensors.deserialize(file.read()):
+        entries = safetensors.deserialize(file.read())
+        for name, entry in sorted(entries, key=lambda pair: pair[0]):  # they come in any order
             if entry["dtype"] not in SAFETENSORS_TYPES:
                 raise ConversionError(
                     f"tensor {shown(name)} has type {entry['dtype']}, which is not supported", path=path, tensor=name
