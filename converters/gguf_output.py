@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from vocoder_plugin.errors import ConversionError, VocoderError
+from vocoder_plugin.errors import ArgumentError, ConversionError, ModelFileError
 from vocoder_plugin.files import complete_path
 from vocoder_plugin.gguf_file import GGUFFile, TensorInfo
 
@@ -52,7 +52,9 @@ def check_hop(path: Path, rates: Sequence[int]) -> int:
     return hop
 
 
-def encode_tensor(name: str, values: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
+def encode_tensor(
+    name: str, values: np.ndarray, kind: str, *, source: Path | None = None
+) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
     """Values in one of TYPES. What Q8_0's blocks of 32 do not divide becomes F16."""
     if kind == "q8_0" and values.shape[-1] % 32:
         kind = "f16"
@@ -65,7 +67,8 @@ def encode_tensor(name: str, values: np.ndarray, kind: str) -> tuple[np.ndarray,
     largest = np.abs(values).max(initial=0)
     if not largest <= LARGEST[kind]:
         remedy = "; use bf16 or f32" if largest <= LARGEST["bf16"] else ""
-        raise ConversionError(f"tensor {name!r} has a weight of {largest:g}, too large for {kind}{remedy}", tensor=name)
+        message = f"tensor {name!r} has a weight of {largest:g}, too large for {kind}{remedy}"
+        raise ConversionError(message, path=source, tensor=name)
     return gguf.quants.quantize(np.ascontiguousarray(values, np.float32), quantization), quantization
 
 
@@ -99,7 +102,7 @@ def write_tensors(
     """
     try:
         for done, (name, values) in enumerate(tensors.items()):
-            data, kind = encode_tensor(name, values, kind_of(name, values))
+            data, kind = encode_tensor(name, values, kind_of(name, values), source=source)
             writer.add_tensor(name, data, raw_dtype=kind)
             if progress:
                 progress(done + 1, len(tensors))
@@ -114,7 +117,7 @@ def write_tensors(
     assert path is not None  # as it was written
     try:
         return verify(path, **options)
-    except VocoderError as error:
+    except (ModelFileError, ArgumentError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise ConversionError(
             f"gives no codec that could be loaded: {reason}", path=source, key=error.key, tensor=error.tensor

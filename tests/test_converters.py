@@ -333,8 +333,7 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize(("change", "message"), CONTRADICTIONS, ids=[message[:50] for _, message in CONTRADICTIONS])
 def test_contradictions_are_named(tmp_path, weights, change, message):
     change(weights)
-    told = refuses(weights.save(tmp_path / "w.pth"), message)
-    assert told.startswith((f"{tmp_path / 'w.pth'}: ", "tensor 'dec.model.0.weight'"))
+    assert refuses(weights.save(tmp_path / "w.pth"), message).startswith(f"{tmp_path / 'w.pth'}: ")
 
 
 def test_agreeing_arguments_are_accepted_in_other_words(tmp_path, weights):
