@@ -5,6 +5,8 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable
 
+import numpy as np
+
 MOST_NAMES = 5
 MOST_LETTERS = 200
 MOST_BITS = 256  # of an integer that is written out
@@ -19,6 +21,9 @@ class _Short(reprlib.Repr):
         if x.bit_length() > MOST_BITS:  # Python refuses to write very long ones
             return f"an integer of {x.bit_length()} bits"
         return super().repr_int(x, level)
+
+    def repr_ndarray(self, x: np.ndarray, level: int) -> str:
+        return f"an array of shape {x.shape}"
 
 
 shown = _Short().repr

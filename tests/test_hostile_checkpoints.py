@@ -498,6 +498,7 @@ def test_what_a_living_process_writes_is_not_removed(tmp_path):
     target = tmp_path / "x"
     program = f"""
 import sys
+from vocoder_plugin.converters.wording import shown
 from vocoder_plugin.files import complete_path
 with complete_path({str(target)!r}) as path:
     path.write_text("first")
