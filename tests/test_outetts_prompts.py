@@ -165,9 +165,9 @@ DISGUISES = [
 ]  # fmt: skip
 FRAGMENTS = [
     "<", ">", "|", "<|", "|>", "＜", "＞", "｜", "﹤", "﹥", "&lt;", "&gt;", "&#124;", "&amp;lt;", "\u200b", "\ufeff",
-    "\u00ad", "\x00", "\u0338", "ß", "ﬁ", "Ã¼", "ï¼\x9c", "audio_end", "audio＿end", "im_end", "c1_5", "c1＿5", "５", "7",
-    "think", "s", "_", " ", "\n", '"', "“", "…", "。", "?", "今", *DISGUISES, "<|emotion_start|>", "<|emotion_end|>",
-    "<|audio_", "end|>",
+    "\u00ad", "\x00", "\u0338", "ß", "ﬁ", "Ã¼", "ï¼\x9c", "audio_end", "audio＿end", "im_end", "c1_5", "c1＿5", "５",
+    "7", "think", "s", "_", " ", "\n", '"', "“", "…", "。", "?", "今", *DISGUISES, "<|emotion_start|>",
+    "<|emotion_end|>", "<|audio_", "end|>",
 ]  # fmt: skip
 HOSTILE = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=3)), max_size=12).map("".join)
 BETWEEN = {"<|text_sep|>", "<|space|>", "<|emotion_start|>", "<|emotion_end|>", *PUNCTUATION.values()}
