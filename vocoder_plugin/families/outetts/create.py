@@ -7,7 +7,6 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -87,9 +86,9 @@ def create_speaker(
             f"word {times[-1].text!r} starts at {times[-1].start:.2f} s, but the clip has {length:.2f} s"
         )
     text = plain_text(" ".join(time.text for time in times) if transcript is None else transcript)
-    made_by = MappingProxyType({"name": codec.name, "sha256": fingerprint(codec.path)})
+    made_by = {"name": codec.name, "sha256": fingerprint(codec.path)}
     if version == 3:
-        overall = MappingProxyType(features.measure(samples, codec.sample_rate))
+        overall = features.measure(samples, codec.sample_rate)
         return Speaker(3, text, tuple(_words_v3(samples, times, codec)), overall, made_by)
     return Speaker(version, text, tuple(_words_v1_v2(samples, text, times, codec, version)), codec=made_by)
 
@@ -146,7 +145,7 @@ def _words_v3(samples: np.ndarray, times: Sequence[WordTime], codec: Any) -> lis
                 time.text,
                 round(len(rows[0]) / codec.frame_rate, 2),
                 tuple(tuple(row) for row in rows),
-                MappingProxyType(measured),
+                measured,
             )
         )
         start = end
