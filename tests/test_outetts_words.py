@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -238,7 +239,9 @@ def spoken(fixtures):
 def test_alignment(spoken):
     """Numbers, names of no dictionary and titles included; tests/parity measures a hundred sentences."""
     for text, starts, samples, rate in spoken:
-        words = align(samples, rate, text, aligner="pocketsphinx")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            words = align(samples, rate, text, aligner="pocketsphinx")
         assert [word.text for word in words] == text.split()
         errors = np.abs(np.array([word.start for word in words]) - starts)
         assert np.median(errors) <= 0.04
@@ -258,6 +261,63 @@ def test_marks_alone_join_a_word(spoken):
     text, _, samples, rate = spoken[0]
     dashed = text.replace("slowly", "slowly --")
     assert "slowly --" in [word.text for word in align(samples, rate, f"* {dashed}", aligner="pocketsphinx")]
+
+
+def test_a_transcript_of_something_else_is_warned_about(spoken):
+    (text, _, samples, rate), (other, _, _, _) = spoken
+    with pytest.warns(UserWarning, match=r"may not be what is said in the clip: .*; check it"):
+        align(samples, rate, other, aligner="pocketsphinx")
+    beginning = " ".join(text.split()[:4])
+    with pytest.warns(UserWarning, match=r"may not be what is said .*: [5-9]\d% of the sound is in none of its words"):
+        align(samples, rate, beginning, aligner="pocketsphinx")
+
+
+def test_silence_around_the_words_is_no_sound_unused(spoken):
+    text, _, samples, rate = spoken[0]
+    padded = np.concatenate([np.zeros(2 * rate, np.float32), samples, np.zeros(2 * rate, np.float32)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert align(padded, rate, text, aligner="pocketsphinx")[0].start > 1.9
+
+
+@pytest.mark.parametrize("pitch", [0.8, 1.35])
+def test_voices_far_from_the_model_are_placed(spoken, pitch):
+    """With beams of 1e-200, the words of such voices were lost."""
+    text, starts, samples, rate = spoken[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        words = align(samples, int(rate * pitch), text, aligner="pocketsphinx")
+    assert np.median(np.abs(np.array([word.start for word in words]) * pitch - starts)) < 0.05
+
+
+@pytest.mark.parametrize(("text", "letter"), [
+    ("The old Учитель walked", "у"), ("こんにちは", "こ"), ("The old straße.", "ß"), ("今日 is fine", "今"),
+])  # fmt: skip
+def test_other_scripts_are_refused(spoken, text, letter):
+    _, _, samples, rate = spoken[0]
+    with pytest.raises(
+        AlignmentError, match=f"has the letter '{letter}', and pocketsphinx knows English only; .*--words"
+    ):
+        align(samples, rate, text, aligner="pocketsphinx")
+
+
+def test_another_language_in_plain_letters_is_warned_about(spoken):
+    _, _, samples, rate = spoken[0]
+    german = "Der alte Lehrer ging langsam zwischen den Tischen umher, und niemand antwortete."
+    with pytest.warns(
+        UserWarning, match=r"of 12 words .* in no English dictionary, such as .*; pocketsphinx knows English"
+    ):
+        align(samples, rate, german, aligner="pocketsphinx")
+    said = "words of the transcript are in no English dictionary, such as "
+    assert any(said in str(warning.message) and "--words" in str(warning.message) for warning in told)
+
+
+def test_accents_are_english_enough(spoken):
+    text, _, samples, rate = spoken[0]
+    accented = text.replace("teacher", "téacher")
+    plain = align(samples, rate, text, aligner="pocketsphinx")
+    found = align(samples, rate, accented, aligner="pocketsphinx")
+    assert [(w.start, w.end) for w in found] == [(w.start, w.end) for w in plain]
 
 
 def test_alignment_refuses(spoken):
