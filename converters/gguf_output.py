@@ -12,6 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from vocoder_plugin.codecs.registry import read_model
 from vocoder_plugin.errors import ArgumentError, ConversionError, ModelFileError
 from vocoder_plugin.files import complete_path
 from vocoder_plugin.gguf_file import GGUFFile, TensorInfo
@@ -138,10 +139,6 @@ class _Watched(GGUFFile):
 
 def verify(path: Path, **options: Any) -> set[str]:
     """Check a codec file as loading does, keys and shapes; the names of tensors that it has no use for."""
-    from vocoder_plugin.codec import _kind_of
-    from vocoder_plugin.runtime.ggml import library
-
     file = _Watched(path)
-    kind = _kind_of(file, options)
-    kind(file, library().device("CPU"), n_threads=1, kernels="off", precision="float32", **options).close()
+    read_model(file, **options).check()
     return set(file.tensors) - file.asked

@@ -17,9 +17,9 @@ import numpy as np
 from ..errors import ArgumentError, ModelFileError, refusal
 from ..gguf_file import GGUFFile
 from ..net.ops import Ops
-from ..net.plan import Head
+from ..net.plan import Head, Plan
 from ..net.signal import Signal
-from ..net.weights import Shape, Stored
+from ..net.weights import Shape, Stored, check_shapes
 from ..runtime.ggml import Tensor
 from ..streams.format import Format
 from ..streams.whole_clip import Stages
@@ -313,6 +313,11 @@ class Model(abc.ABC):
     def quantise(self, net: Ops, latents: Signal) -> list[Tensor]:
         """Latents [latent_dim, T] -> a code tensor [T] a row of a frame."""
         raise NotImplementedError
+
+    def check(self) -> None:
+        """Look every tensor up that a pass needs; ModelFileError if one is missing or of another shape."""
+        for heads in self.passes().values():
+            check_shapes(Plan.of(heads.values(), rings=False, most_frames=1).specs, self.file.find)
 
     def describe(self) -> dict[str, str]:
         """What ``vocoder-plugin info`` tells beyond the format, by label."""
