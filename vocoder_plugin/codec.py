@@ -435,7 +435,7 @@ def _closed_at_exit() -> weakref.WeakSet[Codec]:
 def _close_for_good(codecs: weakref.WeakSet[Codec]) -> None:
     """Close them, and keep their locks: threads that want to go on wait for the end of the process."""
     for codec in list(codecs):
-        if codec._session.lock.acquire(timeout=EXIT_SECONDS):
+        if codec._session.is_of_this_process and codec._session.lock.acquire(timeout=EXIT_SECONDS):
             codec.close()
 
 

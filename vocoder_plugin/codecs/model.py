@@ -110,7 +110,13 @@ class ModelFile:
         return self.file.info(self._rename(name)).shape
 
     def read(self, name: str) -> np.ndarray:
-        return self.file.read(self._rename(name))
+        """A tensor's values; ModelFileError where they are not finite, which integers would turn into sound."""
+        values = self.file.read(self._rename(name))
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspicious = not np.isfinite(values.sum())  # far cheaper than to look at each
+        if suspicious and not np.isfinite(values).all():
+            raise self.fail(f"tensor {name!r} has values that are not finite", tensor=name)
+        return values
 
     def size(self, name: str) -> int:
         """Values of a vector."""
