@@ -224,9 +224,6 @@ def test_damaged_anywhere(name, tmp_path):
     assert 0 < read < 60
 
 
-# -- alignment
-
-
 @pytest.fixture(scope="module")
 def spoken(fixtures):
     """Sentences by espeak-ng: text, the start of each word, samples, rate."""
