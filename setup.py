@@ -35,9 +35,7 @@ COMMON = [
     "-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-fno-math-errno",
     "-ffp-contract=off",  # see multiply_add in kernels.h
 ]  # fmt: skip
-SOURCES = ("conv1d.c", "winograd.c", "single.c", "tile.c", "int16.c", "pack.c", "cpu.c")
-HEADERS = ("kernels.h", "snake.h", "tile.h", "conv1d.h", "mathvec.h")
-CLIP_SOURCES = ("clip.c", "attention.c", "lstm.c", "window.c")  # for clip_ops.py and window_ops.py
+SOURCES, HEADERS = (sorted(map(str, Path(FOLDER).glob(f"*.{kind}"))) for kind in "ch")
 
 
 class BuildKernels(build_ext):
@@ -59,8 +57,8 @@ setup(
     ext_modules=[
         Extension(
             f"vocoder_plugin.kernels.{name}",
-            sources=[f"{FOLDER}/{source}" for source in (*SOURCES, *CLIP_SOURCES)],
-            depends=[f"{FOLDER}/{header}" for header in HEADERS],
+            sources=SOURCES,
+            depends=HEADERS,
             extra_compile_args=[*COMMON, *flags],
             extra_link_args=["-s"] if sys.platform.startswith("linux") else [],  # no symbols beyond the exported
             libraries=[] if sys.platform == "win32" else ["m"],

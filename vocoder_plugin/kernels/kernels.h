@@ -69,39 +69,37 @@ VP_INLINE size_t tensor_nb(const void *t, int i) { return ((const size_t *)((con
 VP_INLINE const void *tensor_src(const void *t, int i) {
     return i < 0 ? NULL : ((void *const *)((const char *)t + vp_layout.src))[i];
 }
+VP_INLINE float *tensor_row(const void *t, int64_t r) { return (float *)(tensor_data(t) + r * tensor_nb(t, 1)); }
+VP_INLINE const float *source_floats(const void *t, int i) { /* NULL where there is no such source */
+    const void *source = tensor_src(t, i);
+    return source ? (const float *)tensor_data(source) : NULL;
+}
+
+struct span {
+    const char *first;
+    size_t step; /* bytes from row to row */
+    int64_t rows;
+};
+
+VP_INLINE struct span span_of(const void *t, int64_t batch) {
+    if (!t) return (struct span){0};
+    return (struct span){tensor_data(t) + batch * tensor_nb(t, 2), tensor_nb(t, 1), tensor_ne(t, 1)};
+}
 
 /* Rows of channels seen through a window: `zeros` rows of padding, then the history that an earlier
  * chunk left, then this chunk; rows beyond are padding again. Nothing is copied to join them. */
 struct window {
-    const char *history, *chunk;
-    size_t history_step, chunk_step; /* bytes from row to row */
-    int64_t zeros, n_history, n_chunk;
+    int64_t zeros;
+    struct span history, chunk;
 };
-
-VP_INLINE struct window make_window(const void *history, const void *chunk, int64_t zeros, int64_t batch) {
-    struct window w = {0};
-    w.zeros = zeros;
-    if (history) {
-        w.history = tensor_data(history) + batch * tensor_nb(history, 2);
-        w.history_step = tensor_nb(history, 1);
-        w.n_history = tensor_ne(history, 1);
-    }
-    if (chunk) {
-        w.chunk = tensor_data(chunk) + batch * tensor_nb(chunk, 2);
-        w.chunk_step = tensor_nb(chunk, 1);
-        w.n_chunk = tensor_ne(chunk, 1);
-    }
-    return w;
-}
 
 /* The row, or NULL for a row of zeros. */
 VP_INLINE const float *window_row(const struct window *w, int64_t r) {
     r -= w->zeros;
     if (r < 0) return NULL;
-    if (r < w->n_history) return (const float *)(w->history + r * w->history_step);
-    r -= w->n_history;
-    if (r < w->n_chunk) return (const float *)(w->chunk + r * w->chunk_step);
-    return NULL;
+    if (r < w->history.rows) return (const float *)(w->history.first + r * w->history.step);
+    r -= w->history.rows;
+    return r < w->chunk.rows ? (const float *)(w->chunk.first + r * w->chunk.step) : NULL;
 }
 
 #endif

@@ -5,13 +5,13 @@
  * A thread owns a range of units for the whole clip, so that its part of W stays in its cache; threads wait
  * for each other after every step. W is packed [units / VP_LANES][H][4 gates][VP_LANES] by vp_pack_lstm.
  */
-#include <stdatomic.h>
 #include <stdlib.h>
 #if !defined(_WIN32)
 #include <sched.h>
 #endif
 
 #include "mathvec.h"
+#include "params.h"
 
 /* weight: [4 * size, size], rows by gate i, f, g, o. */
 VP_API void vp_pack_lstm(float *target, const float *weight, int64_t size) {
@@ -21,10 +21,6 @@ VP_API void vp_pack_lstm(float *target, const float *weight, int64_t size) {
                 for (int i = 0; i < VP_LANES; i++)
                     *target++ = u + i < size ? weight[(gate * size + u + i) * size + k] : 0.0f;
 }
-
-struct vp_lstm {
-    atomic_int arrived, left; /* both 0 between runs */
-};
 
 static void wait_for(atomic_int *count, int goal) {
     for (int spins = 0; atomic_load_explicit(count, memory_order_acquire) < goal; spins++) {

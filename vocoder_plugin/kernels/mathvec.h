@@ -25,6 +25,12 @@ VP_INLINE float sum_lanes(vfloat v) {
     return s;
 }
 
+VP_INLINE float greatest_lane(vfloat v) {
+    float high = v[0];
+    for (int i = 1; i < VP_LANES; i++) high = v[i] > high ? v[i] : high;
+    return high;
+}
+
 VP_INLINE vfloat load_some(const float *p, int n) { /* the first n lanes, zeros after */
     if (n >= VP_LANES) return *(const vfloat *)p;
     float part[VP_LANES] = {0};

@@ -1,22 +1,10 @@
-/* What the convolutions share: scratch memory, rows with Snake applied, and the register tile. */
+/* What the register tiles share: their arguments, and how their sums reach memory. */
 #ifndef VP_TILE_H
 #define VP_TILE_H
 
 #include <string.h>
 
 #include "kernels.h"
-
-#define ROW_PAD 16 /* floats between rows, so that rows do not fall into the same cache sets */
-
-/* Memory of this thread, kept from call to call; its content is not. */
-float *scratch_get(size_t floats);
-
-/* Stands for alpha where the activation is ELU. */
-extern const float vp_elu;
-
-/* Copy rows [first, first + n) of the window, Snake applied (alpha NULL: none, &vp_elu: ELU), into rows of `step` floats. */
-void pack_rows(float *out, size_t step, const struct window *w, int64_t first, int64_t n, int channels,
-               const float *alpha, const float *inverse);
 
 struct tile_args {
     const void *x;       /* first row of the tile in the scratch buffer, at the block's first channel */
@@ -36,13 +24,13 @@ struct tile_args {
     int skip_channel;
 };
 
-VP_INLINE void load_part(vfloat *v, const float *p, int width, const int vectors) {
+VP_INLINE void add_part(vfloat *sum, const float *p, int width, const int vectors) {
     if (width == vectors * VP_LANES) {
-        for (int k = 0; k < vectors; k++) v[k] = *(const vfloat *)(p + k * VP_LANES);
+        for (int k = 0; k < vectors; k++) sum[k] += *(const vfloat *)(p + k * VP_LANES);
     } else {
         float part[VP_PANEL] = {0};
         memcpy(part, p, width * sizeof(float));
-        for (int k = 0; k < vectors; k++) v[k] = *(vfloat *)(part + k * VP_LANES);
+        for (int k = 0; k < vectors; k++) sum[k] += *(vfloat *)(part + k * VP_LANES);
     }
 }
 
@@ -58,14 +46,9 @@ VP_INLINE void store_part(float *p, const vfloat *v, int width, const int vector
 
 /* Add up the results of a block with what came before, and after the last block with the skip. */
 VP_INLINE void finish_row(const struct tile_args *a, int i, vfloat *sum, const int vectors) {
-    vfloat other[VP_VECS];
-    load_part(other, a->bias ? a->bias : a->y + i * a->y_step, a->width, vectors);
-    for (int k = 0; k < vectors; k++) sum[k] += other[k];
+    add_part(sum, a->bias ? a->bias : a->y + i * a->y_step, a->width, vectors);
     const float *s = a->skip ? window_row(a->skip, a->skip_row + i) : NULL;
-    if (s) {
-        load_part(other, s + a->skip_channel, a->width, vectors);
-        for (int k = 0; k < vectors; k++) sum[k] += other[k];
-    }
+    if (s) add_part(sum, s + a->skip_channel, a->width, vectors);
     store_part(a->y + i * a->y_step, sum, a->width, vectors);
 }
 
@@ -94,33 +77,5 @@ VP_INLINE void finish_row(const struct tile_args *a, int i, vfloat *sum, const i
 #endif
 
 VP_INLINE int tile_height(int vectors) { return vectors == 2 ? VP_TALL_ROWS : VP_ROWS; }
-
-/* Products of `rows` rows (1 to tile_height(vectors)) with one block of weights of one panel. */
-void tile_float(const struct tile_args *a, int rows);
-void tile_int16(const struct tile_args *a, int rows);
-void tile_int8(const struct tile_args *a, int rows);
-VP_INLINE void tile_rows(const struct tile_args *a, int rows, int weight_bytes) {
-    if (weight_bytes == 4)
-        tile_float(a, rows);
-    else if (weight_bytes == 2)
-        tile_int16(a, rows);
-    else
-        tile_int8(a, rows);
-}
-
-/* Integers and their scale (largest magnitude / 8190) for n floats; out is filled up to a multiple of VP_LANES. */
-float quantise_row(int16_t *out, const float *x, int n);
-
-VP_INLINE size_t row_step(int channels) { return (channels + ROW_PAD - 1) / ROW_PAD * ROW_PAD + ROW_PAD; }
-
-VP_INLINE int whole_vectors(int channels) { return (channels + VP_LANES - 1) / VP_LANES * VP_LANES; }
-
-/* Channels that the packed weights of a block have: integers come in pairs. */
-VP_INLINE int packed_channels(int channels, int integers) { return integers ? (channels + 1) / 2 * 2 : channels; }
-
-VP_INLINE const float *source_floats(const void *dst, int index) {
-    const void *t = tensor_src(dst, index);
-    return t ? (const float *)tensor_data(t) : NULL;
-}
 
 #endif

@@ -10,7 +10,7 @@
  * chunk is computed by the same operations.
  */
 #include "conv1d.h"
-#include "tile.h"
+#include "products.h"
 
 #define POINTS 8
 #define TAPS 7
@@ -49,11 +49,7 @@ struct output { /* where the sums of a panel go, in one batch entry */
 
 VP_INLINE void store(const struct output *o, int64_t t, vfloat *sum, const int vectors) {
     const float *s = window_row(&o->skip, o->skip_first + t);
-    if (s) {
-        vfloat skip[VP_VECS];
-        load_part(skip, s + o->channel, o->width, vectors);
-        for (int k = 0; k < vectors; k++) sum[k] += skip[k];
-    }
+    if (s) add_part(sum, s + o->channel, o->width, vectors);
     store_part((float *)(o->y + t * o->y_step) + o->channel, sum, o->width, vectors);
 }
 
@@ -75,110 +71,149 @@ struct pair {
     int64_t batch;
 };
 
+/* Of one thread. Each part is a whole number of 8 floats, so that `pairs`, of 8 bytes a field, are aligned too. */
+struct scratch {
+    float *x;           /* rows of inputs, activated: [2 room d + (TAPS - 1) d][step] */
+    float *transformed; /* points of pairs: [POINTS][most][step], or as many integers of 16 bits */
+    float *sums;        /* [POINTS][most][VP_PANEL] */
+    float *scales;      /* integers: of each row of `transformed` */
+    float *values;      /* integers: the points of one pair before they are rounded, [POINTS][step] */
+    struct pair *pairs; /* [most] */
+    size_t step;
+    int64_t room, most; /* groups and pairs at once */
+};
+
+struct place { /* in the work of a thread: what is to be transformed next */
+    int64_t batch;
+    int64_t group;  /* -1: the entry's first */
+    int64_t packed; /* groups before it whose rows are in x still */
+};
+
+static struct scratch take_scratch(const struct conv *c, int64_t most_groups) {
+    const int64_t height = tile_height(c->p->vectors), d = c->p->dilation;
+    struct scratch s = {.step = row_step(c->channels)};
+    s.room = SCRATCH_FLOATS / (int64_t)(s.step * POINTS) / d;
+    if (s.room < (2 * height + d - 1) / d) s.room = (2 * height + d - 1) / d;
+    if (s.room > most_groups * c->batch) s.room = most_groups * c->batch;
+    s.most = s.room * d;
+    const size_t rows = s.room * 2 * d + (TAPS - 1) * d, points = POINTS * s.most;
+    const size_t pairs = s.most * (sizeof(struct pair) / sizeof(float));
+    s.x = scratch_get(rows * s.step + points * (s.step + VP_PANEL + 1) + POINTS * s.step + pairs);
+    s.transformed = s.x + rows * s.step;
+    s.sums = s.transformed + points * s.step;
+    s.scales = s.sums + points * VP_PANEL;
+    s.values = s.scales + points;
+    s.pairs = (struct pair *)(s.values + POINTS * s.step);
+    return s;
+}
+
+/* Transform as many groups as fit, of as many batch entries, so that weights are read once for all; of each entry
+ * part `ith` of `nth`. Returns the number of pairs. */
+static int64_t fill(const struct conv *c, const struct scratch *s, struct place *next, int ith, int nth) {
+    const struct vp_conv1d *p = c->p;
+    const int32_t *position = (const int32_t *)tensor_data(tensor_src(c->dst, p->position));
+    const int d = p->dilation;
+    const size_t step = s->step;
+    int64_t count = 0;
+    for (int64_t used = 0; next->batch < c->batch && used < s->room;) {
+        const int64_t start = (int64_t)position[next->batch] * p->rate - p->delay;
+        const int64_t phase = (start % (2 * d) + 2 * d) % (2 * d), groups = (c->rows + phase + 2 * d - 1) / (2 * d);
+        const int64_t end = groups * (ith + 1) / nth, g = next->group < 0 ? groups * ith / nth : next->group;
+        const int64_t n = end - g < s->room - used ? end - g : s->room - used;
+        const int64_t base = g * 2 * d - phase, kept = next->group < 0 ? 0 : (TAPS - 1) * d; /* rows packed before */
+        const struct window in = input_window(c, next->batch);
+        if (kept) memmove(s->x, s->x + step * next->packed * 2 * d, kept * step * sizeof(float));
+        if (n > 0)
+            pack_rows(s->x + kept * step, step, &in, base + kept, n * 2 * d + (TAPS - 1) * d - kept, c->channels,
+                      &c->activation);
+        for (int64_t i = 0; i < n * d; i++) {
+            const int64_t t = base + i / d * 2 * d + i % d;
+            const int has_y0 = t >= 0 && t < c->rows, has_y1 = t + d >= 0 && t + d < c->rows;
+            if (!has_y0 && !has_y1) continue;
+            const float *inputs = s->x + (t - base) * step;
+            if (c->integers) {
+                transform(s->values, step, inputs, step * d, c->channels);
+                for (int point = 0; point < POINTS; point++) {
+                    const int64_t row = point * s->most + count;
+                    int16_t *integers = (int16_t *)s->transformed + row * step;
+                    s->scales[row] = quantise_row(integers, s->values + point * step, c->channels);
+                }
+            } else {
+                transform(s->transformed + count * step, step * s->most, inputs, step * d, c->channels);
+            }
+            s->pairs[count++] = (struct pair){.first = t, .batch = next->batch};
+        }
+        used += n;
+        *next = g + n >= end ? (struct place){next->batch + 1, -1, n} : (struct place){next->batch, g + n, n};
+    }
+    return count;
+}
+
+/* Sums of one panel's products, for every point of all pairs. */
+static void multiply(const struct conv *c, const struct scratch *s, int64_t count, int panel) {
+    static const float zeros[VP_PANEL];
+    const struct vp_conv1d *p = c->p;
+    const int height = tile_height(p->vectors);
+    for (int point = 0; point < POINTS; point++) {
+        const size_t part = (size_t)panel * POINTS + point, row0 = point * s->most;
+        const size_t weights = packed_channels(c->channels, c->integers) * c->panel_outputs;
+        const char *w = c->weight + part * weights * p->weight_bytes;
+        for (int c0 = 0; c0 < c->channels; c0 += p->block) {
+            const int block = c->channels - c0 < p->block ? c->channels - c0 : p->block;
+            struct tile_args a = {
+                .row_step = s->step, .weight = w, .vectors = p->vectors, .taps = 1, .channels = block,
+                .bias = c0 ? NULL : zeros, .y_step = VP_PANEL, .width = c->panel_outputs,
+                .weight_scale = c->scale + part * c->panel_outputs, .scale_step = 1,
+            };
+            for (int64_t r = 0; r < count; r += height) {
+                a.x = (char *)s->transformed + ((row0 + r) * s->step + c0) * c->x_bytes;
+                a.x_scale = s->scales + row0 + r;
+                a.y = s->sums + (row0 + r) * VP_PANEL;
+                tile_rows(&a, count - r < height ? (int)(count - r) : height, p->weight_bytes);
+            }
+            w += (size_t)packed_channels(block, c->integers) * c->panel_outputs * p->weight_bytes;
+        }
+    }
+}
+
+/* The sums of one panel into its outputs. */
+static void finish(const struct conv *c, const struct scratch *s, int64_t count, int panel) {
+    float bias[VP_PANEL] = {0};
+    struct output o = {
+        .bias = bias, .skip_first = c->p->skip_first, .rows = c->rows, .channel = panel * c->panel_outputs,
+        .width = panel_width(c, panel), .y_step = tensor_nb(c->dst, 1),
+    };
+    if (c->bias) memcpy(bias, c->bias + o.channel, o.width * sizeof(float));
+    for (int64_t i = 0; i < count; i++) {
+        const struct pair pair = s->pairs[i];
+        const float *sums = s->sums + i * VP_PANEL;
+        if (i == 0 || pair.batch != s->pairs[i - 1].batch) {
+            o.y = tensor_data(c->dst) + pair.batch * tensor_nb(c->dst, 2);
+            o.skip = skip_window(c, pair.batch);
+        }
+        if (c->p->vectors == 2)
+            combine(&o, sums, VP_PANEL * s->most, pair.first, c->p->dilation, 2);
+        else
+            combine(&o, sums, VP_PANEL * s->most, pair.first, c->p->dilation, VP_VECS);
+    }
+}
+
 /* A ggml custom operation: dst [out_channels, rows, batch]; userdata is a struct vp_conv1d. */
 VP_API void vp_conv1d_winograd(void *dst, int ith, int nth, void *userdata) {
-    const struct vp_conv1d *p = userdata;
-    const void *chunk = tensor_src(dst, p->chunk), *history = tensor_src(dst, p->history);
-    const int32_t *position = (const int32_t *)tensor_data(tensor_src(dst, p->position));
-    const int channels = (int)tensor_ne(chunk ? chunk : history, 0), outputs = (int)tensor_ne(dst, 0);
-    const int64_t n_rows = tensor_ne(dst, 1), n_batch = tensor_ne(dst, 2);
-    const int panel_outputs = p->vectors * VP_LANES, panels = (outputs + panel_outputs - 1) / panel_outputs;
-    const int height = tile_height(p->vectors), d = p->dilation;
-    const char *weight = tensor_data(tensor_src(dst, p->weight));
-    const float *scale = source_floats(dst, p->scale), *bias = source_floats(dst, p->bias);
-    const float *alpha = p->elu ? &vp_elu : source_floats(dst, p->alpha), *inverse = source_floats(dst, p->inverse);
-    const int integers = p->weight_bytes < 4;
-    const size_t step = row_step(channels), x_bytes = integers ? sizeof(int16_t) : sizeof(float);
-    const size_t point_weights = (size_t)packed_channels(channels, integers) * panel_outputs;
-
+    const struct conv c = read_conv(dst, userdata);
+    const int d = c.p->dilation;
     /* A group is the 2 d outputs of d pairs. Threads share groups, or panels where there are few. */
-    const int64_t most_groups = (n_rows + 2 * d - 1) / (2 * d) + 1;
-    const int by_panel = most_groups * d < 4 * height * nth;
-    const int panel0 = by_panel ? panels * ith / nth : 0, panel1 = by_panel ? panels * (ith + 1) / nth : panels;
+    const int64_t most_groups = (c.rows + 2 * d - 1) / (2 * d) + 1;
+    const int by_panel = most_groups * d < 4 * tile_height(c.p->vectors) * nth;
+    const int panel0 = by_panel ? c.panels * ith / nth : 0, panel1 = by_panel ? c.panels * (ith + 1) / nth : c.panels;
     if (panel0 >= panel1) return;
-
-    int64_t room = SCRATCH_FLOATS / (int64_t)(step * POINTS) / d; /* groups transformed at once */
-    if (room < (2 * height + d - 1) / d) room = (2 * height + d - 1) / d;
-    if (room > most_groups * n_batch) room = most_groups * n_batch;
-    const int64_t most = room * d, x_rows = room * 2 * d + (TAPS - 1) * d;
-    const size_t pair_floats = sizeof(struct pair) / sizeof(float);
-    float *x = scratch_get(step * x_rows + (step + VP_PANEL + 1) * POINTS * most + step * POINTS + VP_PANEL + most * pair_floats);
-    float *v = x + step * x_rows, *m = v + step * POINTS * most, *scales = m + VP_PANEL * POINTS * most;
-    float *values = scales + POINTS * most, *zero = values + step * POINTS;
-    struct pair *pairs = (struct pair *)(zero + VP_PANEL);
-    memset(zero, 0, VP_PANEL * sizeof(float));
-
-    int64_t b = 0, next = -1, packed = 0; /* batch entry, its next group (-1: the first), groups in x before it */
-    while (b < n_batch) {
-        /* Transform as many groups as fit, of as many batch entries, so that weights are read once for all. */
-        int64_t count = 0;
-        for (int64_t used = 0; b < n_batch && used < room;) {
-            const int64_t start = (int64_t)position[b] * p->rate - p->delay;
-            const int64_t phase = (start % (2 * d) + 2 * d) % (2 * d), groups = (n_rows + phase + 2 * d - 1) / (2 * d);
-            const int64_t group0 = by_panel ? 0 : groups * ith / nth, group1 = by_panel ? groups : groups * (ith + 1) / nth;
-            const int64_t g = next < 0 ? group0 : next, n = group1 - g < room - used ? group1 - g : room - used;
-            const int64_t base = g * 2 * d - phase, kept = next < 0 ? 0 : (TAPS - 1) * d; /* rows packed before */
-            const struct window in = make_window(history, chunk, p->zeros, b);
-            if (kept) memmove(x, x + step * packed * 2 * d, kept * step * sizeof(float));
-            if (n > 0)
-                pack_rows(x + kept * step, step, &in, base + kept, n * 2 * d + (TAPS - 1) * d - kept, channels, alpha, inverse);
-            for (int64_t i = 0; i < n * d; i++) {
-                const int64_t t = base + i / d * 2 * d + i % d;
-                const int has_y0 = t >= 0 && t < n_rows, has_y1 = t + d >= 0 && t + d < n_rows;
-                if (!has_y0 && !has_y1) continue;
-                const float *inputs = x + (t - base) * step;
-                if (integers) {
-                    transform(values, step, inputs, step * d, channels);
-                    for (int point = 0; point < POINTS; point++) {
-                        const int64_t row = point * most + count;
-                        scales[row] = quantise_row((int16_t *)v + row * step, values + point * step, channels);
-                    }
-                } else {
-                    transform(v + count * step, step * most, inputs, step * d, channels);
-                }
-                pairs[count++] = (struct pair){.first = t, .batch = b};
-            }
-            used += n, packed = n, next = g + n;
-            if (next >= group1) b++, next = -1;
-        }
+    const struct scratch scratch = take_scratch(&c, most_groups);
+    struct place next = {0, -1, 0};
+    while (next.batch < c.batch) {
+        const int64_t count = by_panel ? fill(&c, &scratch, &next, 0, 1) : fill(&c, &scratch, &next, ith, nth);
         for (int panel = panel0; panel < panel1; panel++) {
-            for (int point = 0; point < POINTS; point++) {
-                const size_t part = (size_t)panel * POINTS + point;
-                const char *w = weight + part * point_weights * p->weight_bytes;
-                for (int c0 = 0; c0 < channels; c0 += p->block) {
-                    const int block = channels - c0 < p->block ? channels - c0 : p->block;
-                    struct tile_args a = {
-                        .row_step = step, .weight = w, .vectors = p->vectors, .taps = 1, .channels = block, .bias = c0 ? NULL : zero,
-                        .y_step = VP_PANEL, .width = panel_outputs, .weight_scale = scale + part * panel_outputs, .scale_step = 1,
-                    };
-                    for (int64_t r = 0; r < count; r += height) {
-                        a.x = (char *)v + ((point * most + r) * step + c0) * x_bytes;
-                        a.x_scale = scales + point * most + r;
-                        a.y = m + (point * most + r) * VP_PANEL;
-                        tile_rows(&a, count - r < height ? (int)(count - r) : height, p->weight_bytes);
-                    }
-                    w += (size_t)packed_channels(block, integers) * panel_outputs * p->weight_bytes;
-                }
-            }
-            float panel_bias[VP_PANEL] = {0};
-            const int first_output = panel * panel_outputs;
-            struct output o = {
-                .bias = panel_bias, .skip_first = p->skip_first, .rows = n_rows, .channel = first_output,
-                .width = outputs - first_output < panel_outputs ? outputs - first_output : panel_outputs,
-                .y_step = tensor_nb(dst, 1),
-            };
-            if (bias) memcpy(panel_bias, bias + o.channel, o.width * sizeof(float));
-            for (int64_t i = 0; i < count; i++) {
-                if (i == 0 || pairs[i].batch != pairs[i - 1].batch) {
-                    const int64_t entry = pairs[i].batch;
-                    o.y = tensor_data(dst) + entry * tensor_nb(dst, 2);
-                    o.skip = make_window(tensor_src(dst, p->skip_history), tensor_src(dst, p->skip_chunk), p->skip_zeros, entry);
-                }
-                if (p->vectors == 2)
-                    combine(&o, m + i * VP_PANEL, VP_PANEL * most, pairs[i].first, d, 2);
-                else
-                    combine(&o, m + i * VP_PANEL, VP_PANEL * most, pairs[i].first, d, VP_VECS);
-            }
+            multiply(&c, &scratch, count, panel);
+            finish(&c, &scratch, count, panel);
         }
     }
 }

@@ -8,21 +8,9 @@
  * Sums go over slots in their order, and slots that a position does not see add zeros or nothing. What a position
  * gets thus depends on its number alone, and results are bit-identical however the stream is cut into chunks.
  */
-#include <stdlib.h>
-
 #include "mathvec.h"
-
-/* Mirrored by kernels/window.py. `capacity` is a whole number of vectors. */
-struct vp_window_attention {
-    int32_t heads, window, capacity, layer;
-};
-
-/* One stream of the batch, in `control` [4, batch]. */
-struct stream {
-    uint32_t low, high; /* of the ring's address */
-    int32_t slot;       /* of the chunk's first position in the ring */
-    int32_t past;       /* positions before the chunk that can be seen, at most window - 1 */
-};
+#include "params.h"
+#include "rows.h"
 
 struct head {
     float *keys, *values;
@@ -37,10 +25,10 @@ struct run { /* of slots, or of blocks of VP_LANES slots */
 #define BLOCKS 4  /* of keys, scored at once */
 #define BAND 4    /* vectors of values, summed at once */
 
-VP_INLINE struct head head_of(const struct stream *s, const struct vp_window_attention *p, int h, int size) {
-    float *ring = (float *)(uintptr_t)((uint64_t)s->high << 32 | s->low);
-    ring += ((size_t)p->layer * p->heads + h) * 2 * p->capacity * size;
-    return (struct head){ring, ring + (size_t)p->capacity * size, size, p->capacity};
+VP_INLINE struct head head_of(const struct vp_stream *s, const struct vp_sliding_attention *p, int h, int size) {
+    float *keys = (float *)(uintptr_t)((uint64_t)s->high << 32 | s->low);
+    keys += p->offset + (size_t)h * 2 * p->capacity * size;
+    return (struct head){keys, keys + (size_t)p->capacity * size, size, p->capacity};
 }
 
 /* y = x rotated by the angles whose cosines and sines are `turn`: [half] and [half]. */
@@ -80,12 +68,6 @@ VP_INLINE void score_blocks(float *scores, const float *queries, const struct he
     for (int i = 0; i < count; i++)
         for (int b = 0; b < blocks; b++)
             *(vfloat *)(scores + (size_t)i * head->capacity + (block + b) * VP_LANES) = sum[i][b];
-}
-
-VP_INLINE float greatest_lane(vfloat v) {
-    float high = v[0];
-    for (int i = 1; i < VP_LANES; i++) high = v[i] > high ? v[i] : high;
-    return high;
 }
 
 /* In place, over the blocks given; slots beyond the last `seen` up to `newest` get 0. Returns 1 / the sum. */
@@ -151,45 +133,44 @@ VP_INLINE void attend(float *y, size_t step, const float *queries, float *scores
     for (; d < head->size; d += VP_LANES) add_values(y, step, scores, share, head, runs, n, d, 1, count);
 }
 
-/* Sources: q, k, v of each position [3 C, T, B]; turns [D, T, B]; control [4, B]. dst [C, T, B].
- * Keeps rotated keys and the values in the ring. A thread takes whole heads: nobody waits for others' keys. */
-VP_API void vp_window_attention(void *dst, int ith, int nth, void *userdata) {
-    const struct vp_window_attention *p = userdata;
-    const void *qkv = tensor_src(dst, 0), *turns = tensor_src(dst, 1);
-    const struct stream *streams = (const struct stream *)tensor_data(tensor_src(dst, 2));
+static const float *row_at(const void *x, int64_t batch, int t, int channel) {
+    return (const float *)(tensor_data(x) + batch * tensor_nb(x, 2) + t * tensor_nb(x, 1)) + channel;
+}
+
+/* Sources: q, k, v [C, T, B], whatever the step from row to row; turns [D, T, B]; control [4, B]: a struct vp_stream
+ * each. dst [C, T, B]. Keeps rotated keys and the values in the ring. A thread takes whole heads: nobody waits for
+ * others' keys. */
+VP_API void vp_sliding_attention(void *dst, int ith, int nth, void *userdata) {
+    const struct vp_sliding_attention *p = userdata;
+    const void *q = tensor_src(dst, 0), *k = tensor_src(dst, 1), *v = tensor_src(dst, 2), *turns = tensor_src(dst, 3);
+    const struct vp_stream *streams = (const struct vp_stream *)tensor_data(tensor_src(dst, 4));
     const int channels = (int)tensor_ne(dst, 0), size = channels / p->heads;
     const int rows = (int)tensor_ne(dst, 1);
     const int64_t total = tensor_ne(dst, 2) * p->heads;
     const float scale = 1.0f / sqrtf((float)size);
-    float *scores = malloc(QUERIES * ((size_t)p->capacity + size) * sizeof(float));
-    if (!scores) abort();
-    float *rotated = scores + (size_t)QUERIES * p->capacity;
+    float *scores = scratch_get(QUERIES * ((size_t)p->capacity + size)), *rotated = scores + (size_t)QUERIES * p->capacity;
     for (int64_t item = total * ith / nth; item < total * (ith + 1) / nth; item++) {
         const int64_t b = item / p->heads;
-        const int h = (int)(item % p->heads);
-        const struct stream *stream = &streams[b];
+        const int h = (int)(item % p->heads), channel = h * size;
+        const struct vp_stream *stream = &streams[b];
         const struct head head = head_of(stream, p, h, size);
-        const float *x = (const float *)tensor_data(qkv) + b * rows * 3 * channels + h * size;
-        const float *turn = (const float *)tensor_data(turns) + b * rows * size;
-        float *y = (float *)tensor_data(dst) + b * rows * channels + h * size;
         for (int t = 0; t < rows; t++) {
-            const float *row = x + (size_t)t * 3 * channels;
-            rotate(rotated, row + channels, turn + t * size, size / 2);
-            keep(&head, (stream->slot + t) % p->capacity, rotated, row + 2 * channels);
+            rotate(rotated, row_at(k, b, t, channel), row_at(turns, b, t, 0), size / 2);
+            keep(&head, (stream->slot + t) % p->capacity, rotated, row_at(v, b, t, channel));
         }
         for (int t = 0; t < rows; t += QUERIES) {
             const int count = rows - t < QUERIES ? rows - t : QUERIES, slot = (stream->slot + t) % p->capacity;
             const int seen = stream->past + t + 1 < p->window ? stream->past + t + 1 : p->window;
             for (int i = 0; i < count; i++) {
                 float *query = rotated + i * size;
-                rotate(query, x + (size_t)(t + i) * 3 * channels, turn + (t + i) * size, size / 2);
+                rotate(query, row_at(q, b, t + i, channel), row_at(turns, b, t + i, 0), size / 2);
                 for (int d = 0; d < size; d++) query[d] *= scale;
             }
+            float *y = (float *)row_at(dst, b, t, channel);
             if (count == QUERIES)
-                attend(y + (size_t)t * channels, channels, rotated, scores, &head, slot, seen, p->window, QUERIES);
+                attend(y, channels, rotated, scores, &head, slot, seen, p->window, QUERIES);
             else
-                attend(y + (size_t)t * channels, channels, rotated, scores, &head, slot, seen, p->window, 1);
+                attend(y, channels, rotated, scores, &head, slot, seen, p->window, 1);
         }
     }
-    free(scores);
 }

@@ -1,4 +1,4 @@
-/* Full attention with one head over a whole clip, exact: every query sees every key.
+/* Full attention over a whole clip, exact: every query sees every key. Heads of equal size lie side by side in a row.
  *
  * Memory grows with the clip's length, not with its square: a thread keeps the scores of QUERIES queries.
  * Keys and values are packed once a clip, by vp_pack_attention, into the panels that the tiles below read.
@@ -6,34 +6,32 @@
 #include <stdlib.h>
 
 #include "mathvec.h"
+#include "params.h"
 
 #define QUERIES (4 * VP_ROWS)
 #define TERMS 384 /* products summed before they join the total */
 
-struct vp_attention {
-    float scale;
-    int32_t keys; /* vp_pack_attention: 1 packs keys, 0 values */
-};
-
-/* x [C, T] -> keys: [T / VP_PANEL][C][VP_PANEL]; values: [C / VP_PANEL][T][VP_PANEL], filled up with zeros. */
+/* x [C, T] -> for each head, of D channels, keys: [T / VP_PANEL][D][VP_PANEL]; values: [D / VP_PANEL][T][VP_PANEL];
+ * filled up with zeros. */
 VP_API void vp_pack_attention(void *dst, int ith, int nth, void *userdata) {
     const struct vp_attention *p = userdata;
     const void *x = tensor_src(dst, 0);
-    const int64_t channels = tensor_ne(x, 0), rows = tensor_ne(x, 1);
-    const int64_t outer = p->keys ? rows : channels, inner = p->keys ? channels : rows;
-    const int64_t panels = (outer + VP_PANEL - 1) / VP_PANEL;
-    const float *from = (const float *)tensor_data(x);
-    for (int64_t i = panels * ith / nth; i < panels * (ith + 1) / nth; i++) {
+    const int64_t size = tensor_ne(x, 0) / p->heads, rows = tensor_ne(x, 1);
+    const int64_t outer = p->keys ? rows : size, inner = p->keys ? size : rows;
+    const int64_t panels = (outer + VP_PANEL - 1) / VP_PANEL, total = panels * p->heads;
+    for (int64_t i = total * ith / nth; i < total * (ith + 1) / nth; i++) {
         float *to = (float *)tensor_data(dst) + i * inner * VP_PANEL;
-        const int64_t first = i * VP_PANEL;
+        const int64_t channel = i / panels * size, first = i % panels * VP_PANEL;
         const int width = outer - first < VP_PANEL ? (int)(outer - first) : VP_PANEL;
         if (width < VP_PANEL) memset(to, 0, inner * VP_PANEL * sizeof(float));
         if (p->keys) {
-            for (int j = 0; j < width; j++)
-                for (int64_t c = 0; c < inner; c++) to[c * VP_PANEL + j] = from[(first + j) * channels + c];
+            for (int j = 0; j < width; j++) {
+                const float *from = tensor_row(x, first + j) + channel;
+                for (int64_t c = 0; c < inner; c++) to[c * VP_PANEL + j] = from[c];
+            }
         } else {
             for (int64_t t = 0; t < inner; t++)
-                memcpy(to + t * VP_PANEL, from + t * channels + first, width * sizeof(float));
+                memcpy(to + t * VP_PANEL, tensor_row(x, t) + channel + first, width * sizeof(float));
         }
     }
 }
@@ -76,8 +74,7 @@ static void softmax(float *s, int64_t n, float scale) {
         for (int j = (int)(n - i); j < VP_LANES; j++) v[j] = -INFINITY;
         top = most(top, v);
     }
-    float high = top[0];
-    for (int j = 1; j < VP_LANES; j++) high = top[j] > high ? top[j] : high;
+    const float high = greatest_lane(top);
     double total = 0;
     for (int64_t i = 0; i < n; i += VP_LANES) {
         const int m = n - i < VP_LANES ? (int)(n - i) : VP_LANES;
@@ -93,35 +90,39 @@ static void softmax(float *s, int64_t n, float scale) {
     }
 }
 
-/* Sources: queries [C, T], packed keys, packed values; dst [C, T]. */
+/* Sources: queries [C, T], packed keys, packed values; dst [C, T]. Threads share the tiles of queries of all heads. */
 VP_API void vp_attention(void *dst, int ith, int nth, void *userdata) {
     const struct vp_attention *p = userdata;
     const void *query = tensor_src(dst, 0);
-    const float *keys = (const float *)tensor_data(tensor_src(dst, 1));
-    const float *values = (const float *)tensor_data(tensor_src(dst, 2));
-    const int64_t channels = tensor_ne(dst, 0), rows = tensor_ne(dst, 1);
+    const int64_t size = tensor_ne(dst, 0) / p->heads, rows = tensor_ne(dst, 1);
     const int64_t panels = (rows + VP_PANEL - 1) / VP_PANEL, step = panels * VP_PANEL;
-    const int64_t tiles = (rows + VP_ROWS - 1) / VP_ROWS;
-    const int64_t end = tiles * (ith + 1) / nth * VP_ROWS < rows ? tiles * (ith + 1) / nth * VP_ROWS : rows;
+    const int64_t value_floats = (size + VP_PANEL - 1) / VP_PANEL * VP_PANEL * rows; /* of a head */
+    const int64_t x_step = tensor_nb(query, 1) / sizeof(float), y_step = tensor_nb(dst, 1) / sizeof(float);
+    const int64_t tiles = (rows + VP_ROWS - 1) / VP_ROWS, total = tiles * p->heads, end = total * (ith + 1) / nth;
     float *scores = malloc(step * QUERIES * sizeof(float));
     if (!scores) abort();
-    for (int64_t q = tiles * ith / nth * VP_ROWS; q < end; q += QUERIES) {
-        const int count = end - q < QUERIES ? (int)(end - q) : QUERIES;
-        const float *x = (const float *)tensor_data(query) + q * channels;
-        float *y = (float *)tensor_data(dst) + q * channels;
+    for (int64_t tile = total * ith / nth, next; tile < end; tile = next) {
+        const int64_t head = tile / tiles, first = tile % tiles, left = end - tile < tiles - first ? end - tile : tiles - first;
+        next = tile + (left < QUERIES / VP_ROWS ? left : QUERIES / VP_ROWS);
+        const int64_t q = first * VP_ROWS;
+        const int count = (int)(rows - q < (next - tile) * VP_ROWS ? rows - q : (next - tile) * VP_ROWS);
+        const float *keys = (const float *)tensor_data(tensor_src(dst, 1)) + head * step * size;
+        const float *values = (const float *)tensor_data(tensor_src(dst, 2)) + head * value_floats;
+        const float *x = tensor_row(query, q) + head * size;
+        float *y = tensor_row(dst, q) + head * size;
         for (int64_t i = 0; i < panels; i++)
-            for (int64_t k = 0; k < channels; k += TERMS)
+            for (int64_t k = 0; k < size; k += TERMS)
                 for (int r = 0; r < count; r += VP_ROWS)
-                    product_rows(x + r * channels + k, channels, keys + (i * channels + k) * VP_PANEL,
-                                 (int)(channels - k < TERMS ? channels - k : TERMS), scores + r * step + i * VP_PANEL,
+                    product_rows(x + r * x_step + k, x_step, keys + (i * size + k) * VP_PANEL,
+                                 (int)(size - k < TERMS ? size - k : TERMS), scores + r * step + i * VP_PANEL,
                                  step, VP_PANEL, k > 0, count - r < VP_ROWS ? count - r : VP_ROWS);
         for (int r = 0; r < count; r++) softmax(scores + r * step, rows, p->scale);
         for (int64_t k = 0; k < rows; k += TERMS)
-            for (int64_t c = 0; c < channels; c += VP_PANEL)
+            for (int64_t c = 0; c < size; c += VP_PANEL)
                 for (int r = 0; r < count; r += VP_ROWS)
                     product_rows(scores + r * step + k, step, values + (c / VP_PANEL * rows + k) * VP_PANEL,
-                                 (int)(rows - k < TERMS ? rows - k : TERMS), y + r * channels + c, channels,
-                                 (int)(channels - c < VP_PANEL ? channels - c : VP_PANEL), k > 0,
+                                 (int)(rows - k < TERMS ? rows - k : TERMS), y + r * y_step + c, y_step,
+                                 (int)(size - c < VP_PANEL ? size - c : VP_PANEL), k > 0,
                                  count - r < VP_ROWS ? count - r : VP_ROWS);
     }
     free(scores);

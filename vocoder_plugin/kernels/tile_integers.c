@@ -8,13 +8,12 @@
  */
 #include <math.h>
 
+#include "rows.h"
 #include "tile.h"
 
-#define INPUT_MAX 8190
 #define WEIGHT_SUM ((double)INT32_MAX / (INPUT_MAX + 1))
 
 typedef int16_t vshort __attribute__((vector_size(4 * VP_LANES), aligned(2))); /* pairs */
-typedef int16_t vhalf __attribute__((vector_size(2 * VP_LANES), aligned(2)));
 typedef int8_t vbyte __attribute__((vector_size(2 * VP_LANES), aligned(1))); /* pairs */
 
 VP_INLINE vint multiply_pairs(vint sum, vshort w, int32_t x) {
@@ -77,30 +76,6 @@ VP_INLINE void tile(const struct tile_args *a, const int rows, const int vectors
 #define TILE_INT8(a, rows, vectors) tile(a, rows, vectors, 1)
 void tile_int16(const struct tile_args *a, int rows) { VP_SWITCH_TILE(TILE_INT16, rows) }
 void tile_int8(const struct tile_args *a, int rows) { VP_SWITCH_TILE(TILE_INT8, rows) }
-
-float quantise_row(int16_t *out, const float *x, int n) {
-    vint largest = {0}; /* of magnitudes, whose bits sort as integers */
-    int c = 0;
-    for (; c + VP_LANES <= n; c += VP_LANES) {
-        vint magnitude = *(const vint *)(x + c) & 0x7fffffff, greater = magnitude > largest;
-        largest = (magnitude & greater) | (largest & ~greater);
-    }
-    float most = 0;
-    for (; c < n; c++)
-        if (fabsf(x[c]) > most) most = fabsf(x[c]);
-    for (int i = 0; i < VP_LANES; i++) {
-        const int32_t bits = largest[i];
-        float value;
-        memcpy(&value, &bits, sizeof value);
-        if (value > most) most = value;
-    }
-    const float factor = most > 1e-30f ? INPUT_MAX / most : 0.0f;
-    for (c = 0; c < n; c += VP_LANES) { /* adding 1.5 * 2^23 leaves the rounded integer in the low bits */
-        const vfloat rounded = *(const vfloat *)(x + c) * factor + 12582912.0f;
-        *(vhalf *)(out + c) = __builtin_convertvector((vint)rounded, vhalf);
-    }
-    return most / INPUT_MAX;
-}
 
 /* weight: [phases, out, in, taps] with strides in floats; output o of phase p becomes p * out + o.
  * target: integers of 2 or 1 bytes [panel][tap][block][channel / 2][output][2]; scale: [panel][tap][output]. */
