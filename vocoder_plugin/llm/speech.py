@@ -92,7 +92,7 @@ class SpeechStream:
         if layout is not None and layout.n_codebooks != codec.n_codebooks:
             raise TokenError(
                 f"layout {layout.name!r} has {layout.n_codebooks} codebooks, the codec {codec.n_codebooks}; "
-                f"load another codec, or Mimi with n_codebooks={layout.n_codebooks}"
+                f"load another codec, or with n_codebooks={layout.n_codebooks} where the codec has that option"
             )
         self.vocabulary = AudioVocabulary.from_llm(llm, codec, layouts=LAYOUTS if layout is None else [layout])
         self.finished = False
