@@ -63,9 +63,6 @@ def assert_said(path, expected: np.ndarray) -> None:
     np.testing.assert_allclose(samples, np.clip(expected, -1, 1), atol=1.1 / 32768)
 
 
-# -- speak
-
-
 def test_speak(files, expected, tmp_path):
     out = tmp_path / "out.wav"
     result = speak(files, TEXT, "--speaker", files / "me.json", "-o", out)
@@ -417,7 +414,7 @@ def test_create_speaker_keeps_what_is_there(files, fixtures, spoken, tmp_path):
 
     profile = tmp_path / "me.json"
     profile.write_text("precious")
-    damaged = os.fsdecode(b"The caf\xe9")  # a transcript in Latin-1, as it arrives
+    damaged = os.fsdecode(b"The\xe9")  # a transcript in Latin-1, as it arrives
     said = refusal(create(files, "--audio", clip, "--words", words, "--transcript", damaged, "-o", profile, "--force"))
     assert said.startswith(f"{profile}: cannot be written: the text is not valid Unicode")
     assert profile.read_text() == "precious"
