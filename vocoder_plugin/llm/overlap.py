@@ -3,12 +3,52 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 
 MOST_WAITING = 2  # chunks not decoded yet, the one in work included; ``submit`` waits beyond that
+Decode = Callable[[np.ndarray], np.ndarray]
+
+
+class _Line:
+    """What the caller's thread and the worker's share. The worker's holds nothing else that a caller could drop."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.waiting: deque[np.ndarray] = deque()
+        self.samples: deque[np.ndarray] = deque()
+        self.working = self.closed = False
+        self.error: BaseException | None = None
+
+    def wait_until(self, true: Callable[[], bool]) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.error is not None or true())
+
+    def close(self) -> None:
+        with self.changed:
+            self.closed = True
+            self.waiting.clear()
+            self.changed.notify_all()
+
+    def work(self, decode: Decode) -> None:
+        """The worker's thread: chunks in order, until ``close`` or an error."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.closed or self.waiting)
+                if self.closed or self.error is not None:
+                    return
+                codes, self.working = self.waiting.popleft(), True
+            try:
+                samples, error = [decode(codes)], None
+            except BaseException as raised:  # raised again on the caller's thread
+                samples, error = [], raised
+            with self.changed:
+                self.working, self.error = False, error
+                self.samples.extend(samples)
+                self.changed.notify_all()
 
 
 class Worker:
@@ -23,69 +63,41 @@ class Worker:
         Codes [n_codebooks, n] -> samples float32 [m]; runs on the worker's thread.
     """
 
-    def __init__(self, decode: Callable[[np.ndarray], np.ndarray]) -> None:
-        self._decode = decode
-        self._changed = threading.Condition()
-        self._waiting: deque[np.ndarray] = deque()
-        self._working = self._closed = False
-        self._samples: deque[np.ndarray] = deque()
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
+    def __init__(self, decode: Decode) -> None:
+        self._line = line = _Line()
+        # A daemon: whoever forgets to close must not keep the interpreter from its end.
+        self._thread = threading.Thread(target=line.work, args=(decode,), name="vocoder-decode", daemon=True)
+        self._thread.start()
+        weakref.finalize(self, line.close)
 
     def submit(self, codes: np.ndarray) -> None:
         """Hand over a chunk; waits while more than MOST_WAITING chunks are not decoded."""
-        with self._changed:
-            self._waiting.append(codes)
-            self._changed.notify_all()
-        if self._thread is None:  # A daemon: whoever forgets to close must not keep the interpreter from its end.
-            self._thread = threading.Thread(target=self._run, name="vocoder-decode", daemon=True)
-            self._thread.start()
-        self._wait_until(lambda: len(self._waiting) + self._working <= MOST_WAITING)
+        line = self._line
+        with line.changed:
+            line.waiting.append(codes)
+            line.changed.notify_all()
+        line.wait_until(lambda: len(line.waiting) + line.working <= MOST_WAITING)
 
     def ready(self) -> list[np.ndarray]:
         """Samples of the chunks that are decoded, in order; raises what decoding raised."""
-        with self._changed:
-            samples = list(self._samples)
-            self._samples.clear()
-            if not samples and self._error is not None:
-                raise self._error
+        line = self._line
+        with line.changed:
+            samples = list(line.samples)
+            line.samples.clear()
+            if line.error is not None and not samples:
+                raise line.error
         return samples
 
     def drain(self) -> list[np.ndarray]:
         """Wait for every chunk; their samples, in order."""
-        self._wait_until(lambda: not self._waiting and not self._working)
-        with self._changed:
-            if self._error is not None:
-                raise self._error
+        line = self._line
+        line.wait_until(lambda: not line.waiting and not line.working)
+        if line.error is not None:
+            raise line.error
         return self.ready()
 
     def close(self) -> None:
         """Drop chunks not begun, wait for the one in work, end the thread. May be called more than once."""
-        with self._changed:
-            self._closed = True
-            self._waiting.clear()
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
-        self._samples.clear()
-
-    def _wait_until(self, true: Callable[[], bool]) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or true())
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting)
-                if self._closed or self._error is not None:
-                    return
-                codes, self._working = self._waiting.popleft(), True
-            try:
-                samples, error = self._decode(codes), None
-            except BaseException as raised:  # raised again on the caller's thread
-                samples, error = None, raised
-            with self._changed:
-                self._working, self._error = False, error
-                if samples is not None:
-                    self._samples.append(samples)
-                self._changed.notify_all()
+        self._line.close()
+        self._thread.join()
+        self._line.samples.clear()
