@@ -17,7 +17,8 @@ import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import numpy as np
 
@@ -194,7 +195,7 @@ class GGUFFile:
         info = self.info(name)
         raw = np.empty(info.nbytes, np.uint8)
         try:
-            got = self._read_at(info.offset, memoryview(raw))
+            got = self._read_at(info.offset, raw.data)
             same = got == info.nbytes and self._stat() == self._identity
         except OSError as error:
             raise self._fail(f"tensor {name!r} cannot be read: {error.strerror}", tensor=name) from None
@@ -226,7 +227,7 @@ class GGUFFile:
 class _Cursor:
     """Reads forward through a file, never past its end."""
 
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+    def __init__(self, path: Path, file: BufferedReader, size: int) -> None:
         self.path, self.file, self.size, self.position = path, file, size, 0
         self.listed = 0
 
@@ -239,7 +240,7 @@ class _Cursor:
             raise ModelFileError("the file has changed while it was read", path=self.path)
         return data
 
-    def list(self, values: int, what: str) -> None:
+    def count_listed(self, values: int, what: str) -> None:
         """Count values that will be kept in lists, and refuse more than memory should hold."""
         self.listed += values
         if self.listed > MOST_LISTED:
@@ -252,7 +253,7 @@ class _Cursor:
         length = self.scalar("<Q", what)
         if length > most:
             raise ModelFileError(f"{what} is {length} bytes long, more than the {most} allowed", path=self.path)
-        self.list(length >> 5, what)
+        self.count_listed(length >> 5, what)
         try:
             return self.take(length, what).decode("utf-8")
         except UnicodeDecodeError:
@@ -273,7 +274,7 @@ class _Cursor:
         count = self.scalar("<Q", what)
         if count > MOST_VALUES:
             raise ModelFileError(f"{what} claims {count} values, more than the {MOST_VALUES} allowed", path=self.path)
-        self.list(count, what)
+        self.count_listed(count, what)
         if kind == STRING:
             return [self.text(what) for _ in range(count)]
         if kind not in SCALARS:

@@ -157,7 +157,7 @@ class ModelFile:
 
     def present(self, pattern: str, first: int = 0, step: int = 1) -> list[str]:
         """The tensors ``pattern`` with first, first + step, … in it, up to the first that is missing."""
-        names = []
+        names: list[str] = []
         while self.has(name := pattern.format(first + step * len(names))):
             names.append(name)
         return names
