@@ -205,9 +205,3 @@ def _found(*tools: str | None) -> bool:
 
 def _on(defines: Mapping[str, str], name: str) -> bool:
     return defines.get(name, "OFF").upper() in ("ON", "1", "TRUE", "YES", "Y")
-
-
-if __name__ == "__main__":
-    from vocoder_plugin.commands.cli import main
-
-    main(["build-llama", *sys.argv[1:]])

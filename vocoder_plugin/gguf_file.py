@@ -16,8 +16,8 @@ import struct
 import threading
 import weakref
 from dataclasses import dataclass
-from pathlib import Path
 from io import BufferedReader
+from pathlib import Path
 from typing import Any
 
 import numpy as np
