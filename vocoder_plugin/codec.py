@@ -24,11 +24,12 @@ from .net.native import Native
 from .net.portable import Portable
 from .runtime.ggml import Device, library
 from .runtime.graph import Memory, Session
-from .runtime.placement import choose_device
+from .runtime.placement import LoadedModel, choose_device
 from .runtime.rehearsal import Fit, Rehearsal
 from .streams.early import EarlyDecoderStream
-from .streams.exact import DecoderStream, EncoderStream, check_pairs, push_many, reach_frames
+from .streams.exact import DecoderStream, EncoderStream, ExactStream, check_pairs, push_many, reach_frames
 from .streams.passes import Pass
+from .streams.pushing import TakesCodes, TakesSamples
 from .streams.whole_clip import PieceDecoderStream, StagedEncoderStream, decode_clip
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Codec:
         cls,
         path: str | os.PathLike[str],
         *,
-        llm: Any = None,
+        llm: LoadedModel | None = None,
         device: str | None = None,
         n_threads: int | None = None,
         kernels: str | None = None,
@@ -341,7 +342,9 @@ class Codec:
             return StagedEncoderStream(self.format, self._passes, self._stages, self.latent_dim, **rates)
         return EncoderStream(self.format, self._pass("encoder"), self.latent_dim, **rates)
 
-    def push_many(self, streams: Sequence[Any], inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def push_many(
+        self, streams: Sequence[TakesCodes] | Sequence[TakesSamples], inputs: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
         """Push into several streams of this codec and of one direction, run together: the weights are read once.
 
         Parameters
@@ -356,10 +359,11 @@ class Codec:
             What each ``stream.push`` alone would have given.
         """
         self._check_owned(streams)
-        if any(isinstance(stream, PieceDecoderStream | StagedEncoderStream) for stream in streams):
-            check_pairs(streams, inputs)
-            return [stream.push(chunk) for stream, chunk in zip(streams, inputs, strict=True)]
-        return push_many(streams, inputs)
+        together = [stream for stream in streams if isinstance(stream, ExactStream)]
+        if len(together) == len(streams):
+            return push_many(together, inputs)
+        check_pairs(streams, inputs)
+        return [stream.push(chunk) for stream, chunk in zip(streams, inputs, strict=True)]
 
     def push_latents_many(self, streams: Sequence[EncoderStream], samples: Sequence[np.ndarray]) -> list[np.ndarray]:
         """``streams[i].push_latents(samples[i])`` for all i, run together; see ``push_many``."""
@@ -368,7 +372,7 @@ class Codec:
             raise ArgumentError("latents come from encoder streams only")
         return push_many(streams, samples, "latents")
 
-    def _check_owned(self, streams: Sequence[Any]) -> None:
+    def _check_owned(self, streams: Sequence[object]) -> None:
         own = list(self._passes.values())
         if any(getattr(stream, "_pass", None) not in own for stream in streams):
             raise ArgumentError("a stream belongs to another codec")
