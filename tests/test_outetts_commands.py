@@ -63,9 +63,6 @@ def assert_said(path, expected: np.ndarray) -> None:
     np.testing.assert_allclose(samples, np.clip(expected, -1, 1), atol=1.1 / 32768)
 
 
-# -- speak
-
-
 def test_speak(files, expected, tmp_path):
     out = tmp_path / "out.wav"
     result = speak(files, TEXT, "--speaker", files / "me.json", "-o", out)

@@ -12,10 +12,9 @@ import numpy as np
 
 from ..codec import Codec, usable_cores
 from ..errors import ArgumentError, KindError, StreamError, TokenError, VocoderError, refusal
-from ..streams.exact import DecoderStream
 from .completion_text import TextScanner, token_texts
 from .overlap import Worker
-from .protocols import LanguageModel
+from .protocols import CodeStream, LanguageModel
 from .tokens import LAYOUTS, AudioVocabulary, Deinterleaver, TokenLayout, TokenReport
 from .vocabulary import vocabulary_of
 
@@ -343,7 +342,7 @@ class SpeechStream:
             self._raise_stored()
 
 
-def _push_with(stream: DecoderStream, codec: Codec, n_threads: int, codes: np.ndarray) -> np.ndarray:
+def _push_with(stream: CodeStream, codec: Codec, n_threads: int, codes: np.ndarray) -> np.ndarray:
     """Decode with no more threads than these."""
     with codec.at_most_threads(n_threads):
         return stream.push(codes)
