@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from .. import __version__
 from ..errors import VocoderError
 from .build_llama import build_llama
 from .codes import decode, encode
@@ -41,7 +40,7 @@ def told(error: Exception) -> str:
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
+@click.version_option(package_name="vocoder-plugin")
 def main() -> None:
     """Turn the audio tokens of a speech LLM into sound, on the ggml that llama.cpp uses.
 

@@ -21,7 +21,7 @@ import numpy as np
 from .. import hub
 from ..audio.output import GrowingFile, Player, RawPipe
 from ..audio.samples import as_mono, audio_blocks, audio_format, open_audio, standard_input, write_audio
-from ..codec import Codec, usable_cores
+from ..codec import Codec
 from ..codecs.registry import model_class, models
 from ..errors import AudioError, VocoderError
 from ..files import complete_file
@@ -110,10 +110,10 @@ def load_llm(name: str, options: LLMOptions, codec: CodecOptions) -> llama_cpp.L
 
     path = str(hub.local_or_fetch(name, offline=codec.offline, progress=on_terminal()))
     check_there(path, wanted="a language model's GGUF file")
-    threads = codec.threads or usable_cores()
     try:
         return llama_cpp.Llama(
-            path, n_ctx=options.n_ctx, n_gpu_layers=options.n_gpu_layers, n_threads=threads, n_threads_batch=threads,
+            path, n_ctx=options.n_ctx, n_gpu_layers=options.n_gpu_layers, n_threads=codec.threads,
+            n_threads_batch=codec.threads,
             seed=llama_cpp.LLAMA_DEFAULT_SEED if options.seed is None else options.seed, verbose=False,
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:

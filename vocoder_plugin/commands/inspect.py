@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import click
 
-from .. import __version__, kernels
+from .. import kernels
 from ..codec import Codec
 from ..codecs.model import Model
 from ..codecs.registry import door, models, problems, read_model
@@ -80,7 +80,7 @@ def doctor(codec_files: tuple[str, ...], device: str | None) -> None:
 
 def surroundings() -> Iterator[tuple[str, str]]:
     """What this machine has, by label."""
-    yield "vocoder-plugin", __version__
+    yield "vocoder-plugin", installed("vocoder-plugin") or "not installed"
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for name in ("llama-cpp-python", "ggml-python", "gguf", "numpy", "soundfile", "soxr"):
         yield name, installed(name) or "missing"

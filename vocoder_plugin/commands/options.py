@@ -71,7 +71,7 @@ def codec_options(*, llm: bool = False, required: bool = True) -> Callable[[F], 
         ),
         click.option(
             "--threads", type=click.IntRange(1, MOST_THREADS),
-            help=f"Threads on a CPU{', of the LLM too' * llm}. [default: usable cores]",
+            help=f"Threads on a CPU{', of the LLM too' * llm}. [default: {'half of all' if llm else 'usable'} cores]",
         ),
         click.option(
             "--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True,

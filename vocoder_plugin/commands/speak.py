@@ -12,9 +12,11 @@ import click
 
 from .. import hub
 from ..audio.samples import audio_format, write_audio
+from ..codec import usable_cores
 from ..errors import VocoderError
 from ..families.outetts import create, profiles, speech
 from ..families.outetts.chunks import MAX_WORDS
+from ..families.outetts.plot import draw, picture_format
 from ..families.outetts.sampler import Sampling
 from .console import (
     Progress,
@@ -167,6 +169,9 @@ def speak(
             for part in samples:
                 write(part)
         say(pace.summary())
+        cores = usable_cores()
+        if codec.threads is None and pace.slower_than_speech and loaded_llm.n_threads < cores:
+            say(f"hint: {loaded_llm.n_threads} of {cores} cores computed this; --threads {cores} may be faster")
 
 
 def given_text(options: TextOptions) -> str:
@@ -199,6 +204,10 @@ class Pace:
     def prompt_tokens(self) -> int:
         """Computed before the first samples."""
         return max(0, self._first.evaluated - self._first.tokens)
+
+    @property
+    def slower_than_speech(self) -> bool:
+        return self._now.seconds >= STEADY_SECONDS and self._now.rtf > 1
 
     def _retried(self) -> str:
         return f", {self._now.retries} tried again" if self._now.retries else ""
@@ -293,21 +302,24 @@ def list_speakers() -> None:
 @click.argument("profile")
 @codec_options(required=False)
 @click.option("--wav", type=click.Path(), help="Write how the speaker sounds; needs --codec.")
-@click.option("--png", type=click.Path(), help="Draw the waveform with its words, energy and pitch; needs --codec.")
+@click.option(
+    "--png", "picture", type=click.Path(),
+    help="Draw the waveform with its words, energy and pitch, as the file's suffix says; needs --codec.",
+)  # fmt: skip
 @force_option
-def show(profile: str, codec: CodecOptions, wav: str | None, png: str | None, force: bool) -> None:
+def show(profile: str, codec: CodecOptions, wav: str | None, picture: str | None, force: bool) -> None:
     """List the words of PROFILE (a path, a name from the profile folder, or a hub file)."""
-    if (wav or png) and codec.codec_file is None:
+    if (wav or picture) and codec.codec_file is None:
         raise click.UsageError("hearing or drawing a speaker takes its codec; give --codec FILE")
-    for target in filter(None, (wav, png)):
+    for target in filter(None, (wav, picture)):
         if target == "-":
             raise click.UsageError("standard output has the list of words; name a file")
         check_output(target, force=force, inputs=[profile, codec.codec_file])
-    kind = audio_format(wav) if wav else ""
+    kind, picture_kind = audio_format(wav) if wav else "", picture_format(picture) if picture else ""
     known = profiles.find(profile, offline=codec.offline)
     for line in describe(known):
         click.echo(printable(line))
-    if not (wav or png):
+    if not (wav or picture):
         return
     with load_codec(codec) as loaded:
         warning = known.check_codec(loaded)
@@ -318,12 +330,10 @@ def show(profile: str, codec: CodecOptions, wav: str | None, png: str | None, fo
             with output_file(wav, force=force) as file:
                 write_audio(file, samples, loaded.sample_rate, format=kind)
             say(f"{wav}: {samples.size / loaded.sample_rate:.2f} s")
-        if png:
-            from ..families.outetts.plot import draw
-
-            with output_file(png, force=force) as file:
-                draw(known, samples, loaded, file)
-            say(f"{png}: the picture")
+        if picture:
+            with output_file(picture, force=force) as file:
+                draw(known, samples, loaded, file, format=picture_kind)
+            say(f"{picture}: {len(known.words)} words")
 
 
 def describe(known: Any) -> Iterator[str]:
