@@ -9,6 +9,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -163,6 +164,8 @@ class Codec:
             choice = ", ".join([*kernels_module.available(), "off"])
             raise ArgumentError(f"no native kernels {kernels!r} that this CPU can run; there are {choice}")
         compiled = kernels_module.load(lib, kernels) if device.is_cpu and kernels != "off" else None
+        if device.is_cpu and kernels is None and not compiled:
+            _warn_of_missing_kernels()
         if precision != "float32" and not compiled:
             raise ArgumentError(f"precision {precision!r} needs the native kernels, which run on the CPU only")
         lowering = (
@@ -418,6 +421,18 @@ class Codec:
             f"<Codec {self.name!r}: {self.sample_rate} Hz, {self.n_codebooks} codebooks of {self.codebook_size} "
             f"at {self.frame_rate:g} frames/s, on {self.device.name} ({self.lowering})>"
         )
+
+
+@functools.cache
+def _warn_of_missing_kernels() -> None:
+    """Once a process."""
+    source_tree = (Path(__file__).parents[1] / "setup.py").exists()
+    logger.warning(
+        "the native kernels are missing, so codecs run about 4 times slower on the CPU; %s",
+        "this is the source tree, not an installed package: start Python elsewhere, or pip install -e ."
+        if source_tree
+        else "install a C compiler, then: pip install --force-reinstall --no-deps --no-binary :all: vocoder-plugin",
+    )
 
 
 WHOLE_CLIP = 1 << 30  # Frames of lookahead that no stream reaches.

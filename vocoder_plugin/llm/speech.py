@@ -64,6 +64,9 @@ class SpeechStream:
         ``push``, or from ``flush``. By default where the codec's device is not a CPU.
     lookahead_frames : int, optional
         Less delay than exact samples need, as ``Codec.decoder_stream`` takes it.
+    whole : bool
+        Offline decoding's samples from a codec whose streams only come near, all of them at the end; as
+        ``Codec.decoder_stream`` takes it.
 
     Attributes
     ----------
@@ -86,6 +89,7 @@ class SpeechStream:
         schedule: Sequence[int] = SCHEDULE,
         overlap: bool | None = None,
         lookahead_frames: int | None = None,
+        whole: bool = False,
     ) -> None:
         if not schedule or min(schedule) < 1:
             raise ArgumentError(refusal("schedule", repr(schedule), "frame counts of at least 1"))
@@ -102,7 +106,7 @@ class SpeechStream:
         self._chunks = 0
         self._deinterleaver = Deinterleaver(self.vocabulary)
         self._frames: list[list[int]] = []
-        self._stream = codec.decoder_stream(lookahead_frames=lookahead_frames)
+        self._stream = codec.decoder_stream(lookahead_frames=lookahead_frames, whole=whole)
         threads = max(1, usable_cores() - llm.n_threads)  # that the model leaves
         self._decode_beside = functools.partial(_push_with, self._stream, codec, threads)  # does not hold this object
         self._worker: Worker | None = None
