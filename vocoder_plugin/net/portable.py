@@ -7,7 +7,7 @@ backends fuse, attention over what the stream's state carries from chunk to chun
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -69,13 +69,8 @@ class PortableOps(GraphOps):
             for part in parts:
                 if part:
                     joined = self.lib.ggml_concat(self.c, joined, part, 0) if joined else part
-            window.joined = joined if self._contiguous(joined) else self.lib.ggml_cont(self.c, joined)
+            window.joined = self._gapless(joined)
         return window.joined
-
-    @staticmethod
-    def _contiguous(x: Tensor) -> bool:
-        ne, nb = x.contents.ne, x.contents.nb
-        return nb[1] == ne[0] * F32 and (ne[2] == 1 or nb[2] == ne[0] * ne[1] * F32)
 
     def _repeated(self, y: Signal, x: Signal) -> Tensor:
         first = self.lib.ggml_cont(self.c, self._rows_view(x.tensor, 0, 1))
@@ -174,9 +169,8 @@ class PortableOps(GraphOps):
 
     def _polar(self, y: Signal, x: Signal) -> Tensor:
         lib, c = self.lib, self.c
-        bins, step = x.channels // 2, x.length * F32
-        size = lib.ggml_cont(c, lib.ggml_view_2d(c, x.tensor, x.length, bins, step, 0))
-        phase = lib.ggml_cont(c, lib.ggml_view_2d(c, x.tensor, x.length, bins, step, bins * step))
+        half = replace(y, channels=x.channels // 2)
+        size, phase = (lib.ggml_cont(c, self._channels(half, x, first)) for first in (0, half.channels))
         size = lib.ggml_clamp(c, lib.ggml_exp(c, size), 0.0, 100.0)
         real = lib.ggml_mul(c, size, lib.ggml_cos(c, phase))
         return lib.ggml_concat(c, real, lib.ggml_mul(c, size, lib.ggml_sin(c, phase)), 1)
@@ -200,8 +194,9 @@ class PortableOps(GraphOps):
 
     def _heads(self, x: Signal, heads: int) -> Tensor:
         """[T, C, B] -> [T, size of a head, heads, B] in one piece."""
-        whole = x.tensor if self._contiguous(x.tensor) else self.lib.ggml_cont(self.c, x.tensor)
-        return self.lib.ggml_reshape_4d(self.c, whole, x.length, x.channels // heads, heads, self.batch)
+        return self.lib.ggml_reshape_4d(
+            self.c, self._gapless(x.tensor), x.length, x.channels // heads, heads, self.batch
+        )
 
     def _full_attention(self, y: Signal, q: Signal, k: Signal, v: Signal, heads: int) -> Tensor:
         lib, c, n, size = self.lib, self.c, q.length, q.channels // heads
