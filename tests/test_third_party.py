@@ -242,17 +242,17 @@ def test_unknown_option_is_refused_by_name(site, converted):
 
 
 BROKEN = {
-    "raises at import": ("broken = broken:Codec", "raise OSError('no tables here')", "OSError: no tables here"),
-    "lacks the class": ("broken = broken:Codec", "", "has no attribute 'Codec'"),
-    "wrong type": ("broken = broken:Codec", "Codec = 3", "expected a subclass of vocoder_plugin.codecs.model.Model"),
-    "clashing name": ("dac = broken:Codec", "from tone_codec.codec import Tone as Codec", "of that name is there already"),
+    "raises at import": ("broken", "raise OSError('no tables here')", "OSError: no tables here"),
+    "lacks the class": ("broken", "", "has no attribute 'Codec'"),
+    "wrong type": ("broken", "Codec = 3", "expected a subclass of vocoder_plugin.codecs.model.Model"),
+    "clashing name": ("dac", "from tone_codec.codec import Tone as Codec", "of that name is there already"),
     "clashing architecture": (
-        "broken = broken:Codec",
+        "broken",
         "from tone_codec.codec import Tone\nclass Codec(Tone):\n    architectures = ('mimi',)",
         "architecture 'mimi' is that of the codec 'mimi' already",
     ),
     "unfinished": (
-        "broken = broken:Codec",
+        "broken",
         "from vocoder_plugin.codecs.model import Model\nclass Codec(Model):\n    architectures = ('other',)",
         "it lacks decode, read",
     ),
@@ -262,11 +262,10 @@ BROKEN = {
 @pytest.fixture(params=BROKEN.values(), ids=list(BROKEN))
 def broken(request, tmp_path) -> tuple[Path, str, str]:
     """A folder with a broken package as installed, and how a warning must begin and go on."""
-    entry, module, said = request.param
-    name, value = entry.split(" = ")
+    name, module, said = request.param
     shutil.copytree(PACKAGE / "tone_codec", tmp_path / "tone_codec")  # not installed, only there to be imported
     (tmp_path / "broken.py").write_text(module)
-    install(tmp_path, "broken", {name: value})
+    install(tmp_path, "broken", {name: "broken:Codec"})
     return tmp_path, f"the codec {name!r} (broken:Codec) ", said
 
 
