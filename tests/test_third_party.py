@@ -7,6 +7,7 @@ has that package on its path, as installed ones are.
 from __future__ import annotations
 
 import configparser
+import inspect
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+
+from vocoder_plugin.net.ops import Ops
 
 HERE = Path(__file__).parent
 PACKAGE = HERE / "third_party" / "tone_codec"
@@ -288,3 +291,29 @@ def test_commands_beside_a_broken_package(broken, small_dac_file):
     assert result.returncode == 0, result.stderr
     assert re.search(r"architecture +dac\b", result.stdout)
     assert_warned(result.stderr, *warned)
+
+
+PAGE = (HERE.parent / "docs" / "new-codec.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", ["pyproject.toml", "tone_codec/codec.py", "tone_codec/converter.py"])
+def test_the_page_shows_the_package(file):
+    kind = "toml" if file.endswith(".toml") else "python"
+    assert f"```{kind}\n{(PACKAGE / file).read_text(encoding='utf-8')}```\n" in PAGE
+
+
+def test_the_page_tells_every_operation():
+    table = re.findall(r"`(\w+)\(", "\n".join(line.split(" | ")[0] for line in PAGE.splitlines() if line[:3] == "| `"))
+    assert {name for name, member in vars(Ops).items() if callable(member) and name[0] != "_"} <= set(table)
+    described = PAGE[PAGE.index("## The operations") : PAGE.index("## Adding an operation")]
+    for name, arguments in re.findall(r"`(\w+)\(([^)]*)\)`", described.split("\n\n`padding`")[0]):
+        assert list(inspect.signature(getattr(Ops, name)).parameters)[1:] == re.findall(r"\w+", arguments), name
+
+
+def test_code_of_the_page(site, converted, tmp_path):
+    code = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[-1]
+    (tmp_path / "tone.gguf").symlink_to(converted)
+    result = python(
+        site, "-c", f"import os; os.chdir({str(tmp_path)!r})\n{code}print(codes.shape, samples.shape, latents.shape)"
+    )
+    assert (result.returncode, result.stdout) == (0, "(1, 200) (8000,) (200, 32)\n"), result.stderr
