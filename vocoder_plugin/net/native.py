@@ -12,7 +12,6 @@ import ctypes
 import functools
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +29,7 @@ from ..kernels import (
 )
 from ..runtime.ggml import Device, Library, Tensor
 from ..runtime.graph import TensorBuffer
+from ..runtime.threads import in_threads
 from .lowering import F32, GraphOps, Lowering, Shapes, pointers
 from .ops import ELU, Elu, Feed, Rotary
 from .packing import Packing
@@ -314,8 +314,7 @@ class Native(Lowering):
         buffer = TensorBuffer(self.lib, self.device, shapes, zeroed=False)
         # largest first: packing them takes most memory, while the buffer is not yet in use
         ordered = sorted(specs.values(), key=lambda s: -math.prod(shapes.get(s.name + ".weight", ("", (1,)))[1]))
-        with ThreadPoolExecutor(self.n_threads) as pool:
-            list(pool.map(lambda spec: self.store(buffer, spec, find), ordered))
+        in_threads(lambda spec: self.store(buffer, spec, find), ordered, self.n_threads)
         return buffer
 
     def shapes_of(self, spec: Spec) -> Shapes:

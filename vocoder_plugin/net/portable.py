@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -220,23 +221,23 @@ class PortableOps(GraphOps):
     def _rotated(self, y: Signal, x: Signal, heads: int, rotary: Rotary) -> Tensor:
         lib, c, half, rate = self.lib, self.c, x.channels // heads // 2, x.rate
 
+        ne = x.length, half, 1, self.batch
+
         def turns(moment: Moment, part: slice) -> np.ndarray:
             each = [rotary.turns(int(p) * rate, moment.frames * rate, 2 * half)[:, part].T for p in moment.positions]
             return np.ascontiguousarray(np.stack(each))  # [B, D / 2, T]
 
         cosine, sine = (
-            self._feed(
-                f"{what} {rotary} {rate} {half}", lambda m, p=part: turns(m, p), "F32", x.length, half, 1, self.batch
-            )
+            self._feed(f"{what} {rotary} {rate} {half}", partial(turns, part=part), "F32", *ne)
             for what, part in (("cosines", slice(half)), ("sines", slice(half, None)))
         )
         whole = self._heads(x, heads)
-        ne, nb = whole.contents.ne, whole.contents.nb
+        nb = whole.contents.nb
         a, b = (
             lib.ggml_cont(
-                c, lib.ggml_view_4d(c, whole, ne[0], half, ne[2], ne[3], nb[1], nb[2], nb[3], i * half * nb[1])
+                c, lib.ggml_view_4d(c, whole, x.length, half, heads, self.batch, nb[1], nb[2], nb[3], first * nb[1])
             )
-            for i in range(2)
+            for first in (0, half)
         )
         first = lib.ggml_sub(c, lib.ggml_mul(c, a, cosine), lib.ggml_mul(c, b, sine))
         second = lib.ggml_add(c, lib.ggml_mul(c, b, cosine), lib.ggml_mul(c, a, sine))
