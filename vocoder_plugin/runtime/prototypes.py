@@ -91,7 +91,6 @@ const char* ggml_op_desc(const ggml_tensor* t)
 const char* ggml_op_name(ggml_op op)
 ggml_tensor* ggml_permute(ggml_context* ctx, ggml_tensor* a, int axis0, int axis1, int axis2,
     int axis3)
-ggml_tensor* ggml_reshape_1d(ggml_context* ctx, ggml_tensor* a, int64_t ne0)
 ggml_tensor* ggml_reshape_2d(ggml_context* ctx, ggml_tensor* a, int64_t ne0, int64_t ne1)
 ggml_tensor* ggml_reshape_3d(ggml_context* ctx, ggml_tensor* a, int64_t ne0, int64_t ne1,
     int64_t ne2)
