@@ -180,7 +180,7 @@ def test_one_libggml_beside_llama_cpp():
     out = run_python(
         "import llama_cpp, llama_cpp._ggml\n"
         "before = llama_cpp._ggml.libggml.ggml_version.argtypes\n"
-        "from vocoder_plugin import ggml\n"
+        "from vocoder_plugin.runtime import ggml\n"
         "lib = ggml.library()\n"
         "lib.devices()\n"
         "assert llama_cpp._ggml.libggml.ggml_version.argtypes == before\n"
@@ -196,7 +196,7 @@ def test_without_llama_cpp_ggml_python_serves():
         "import importlib.util as u\n"
         "real = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'llama_cpp' else real(name, *a)\n"
-        "from vocoder_plugin import ggml\n"
+        "from vocoder_plugin.runtime import ggml\n"
         "lib = ggml.library()\n"
         "print(lib.path.parent.parent.name, lib.device().kind)"
     )
