@@ -25,6 +25,7 @@ from .llm import SpeechStream
 from .llm.completion_text import special_tokens_shown
 from .llm.tokens import AudioVocabulary, TokenLayout, TokenReport, deinterleave
 from .streams.exact import DecoderStream, EncoderStream
+from .streams.whole_clip import PieceDecoderStream, StagedEncoderStream
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,7 +43,9 @@ __all__ = [
     "KindError",
     "LibraryError",
     "ModelFileError",
+    "PieceDecoderStream",
     "SpeechStream",
+    "StagedEncoderStream",
     "StreamError",
     "TokenError",
     "TokenLayout",

@@ -24,7 +24,9 @@ from vocoder_plugin import (
     EncoderStream,
     LibraryError,
     ModelFileError,
+    PieceDecoderStream,
     SpeechStream,
+    StagedEncoderStream,
     StreamError,
     TokenError,
     TokenLayout,
@@ -65,7 +67,7 @@ def decode_as_they_come(codec: Codec, pieces: list[Ints]) -> None:
             play(stream.push(codes))
         play(stream.flush())
     with codec.decoder_stream() as stream:
-        assert_type(stream, DecoderStream)
+        assert_type(stream, DecoderStream | PieceDecoderStream)
         assert_type(stream.exact, bool)
         assert_type(stream.lookahead_frames, int)
         play(stream.finish(pieces[0]))
@@ -74,7 +76,7 @@ def decode_as_they_come(codec: Codec, pieces: list[Ints]) -> None:
 
 def encode_as_they_come(codec: Codec, pieces: list[Floats]) -> Ints:
     with codec.encoder_stream(sample_rate=16000) as stream:
-        assert_type(stream, EncoderStream)
+        assert_type(stream, EncoderStream | StagedEncoderStream)
         parts: list[Ints] = [stream.push(samples) for samples in pieces]
         return np.concatenate([*parts, stream.flush()], axis=1)
 
