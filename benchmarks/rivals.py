@@ -25,9 +25,6 @@ def test_audio(frames: int) -> np.ndarray:
     return (0.2 * voice + 0.01 * rng.standard_normal(t.size)).astype(np.float32)
 
 
-# -- inside the worker
-
-
 def plugin(folder: Path, kind: str, threads: int) -> dict[str, Callable[[int], Any]]:
     from vocoder_plugin import Codec
 
@@ -98,17 +95,12 @@ def work(name: str, folder: Path, threads: int) -> None:
     serve(calls)
 
 
-# -- for the benchmark that asks
-
-
 def start(name: str, folder: Path, threads: int) -> Worker:
     return Worker(__file__, name, folder, threads)
 
 
-def prepare(folder: Path) -> None:
-    """Full-size models with seeded random weights in every rival's format, made once."""
-    import torch
-
+def prepare_plugin(folder: Path) -> Any:
+    """The full-size model with seeded random weights, as a checkpoint and the plugin's files. Returns torch's."""
     from vocoder_plugin.converters import dac
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
@@ -119,6 +111,14 @@ def prepare(folder: Path) -> None:
     save_descript(model, "outetts", folder / "dac.pth")
     for kind in ("f32", "f16"):
         dac.convert(folder / "dac.pth", folder / f"dac_{kind}.gguf", type=kind, force=True)
+    return model
+
+
+def prepare(folder: Path) -> None:
+    """The model in every rival's format, made once."""
+    import torch
+
+    model = prepare_plugin(folder)
 
     class Decoder(torch.nn.Module):
         def forward(self, codes: torch.Tensor) -> torch.Tensor:

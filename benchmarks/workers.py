@@ -40,17 +40,22 @@ def peak_mib() -> float:
 class Worker:
     """A running worker: ``script --worker name folder threads``, which calls ``serve``.
 
+    Parameters
+    ----------
+    python : str
+        The interpreter, by default this one; another has another version of the package.
+
     Attributes
     ----------
     tasks : list of str
         What it can do.
     """
 
-    def __init__(self, script: str, name: str, folder: Path, threads: int) -> None:
+    def __init__(self, script: str, name: str, folder: Path, threads: int, python: str = sys.executable) -> None:
         self.name = name
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", script, "--worker", name, str(folder), str(threads)],
+            [python, "-W", "ignore", script, "--worker", name, str(folder), str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         self.tasks: list[str] = self._answer()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Descript Audio Codec checkpoints to GGUF, in codec.cpp's names.
 
 Reads descript-audio-codec's ``.pth`` and transformers' ``DacModel`` safetensors. Convolution
@@ -20,6 +19,7 @@ from vocoder_plugin.errors import ConversionError
 
 from .checkpoint import Checkpoint, Tensors, load_checkpoint
 from .gguf_output import TYPES, Progress, atomic_output, check_choice, check_hop, write_tensors
+from .wording import listed, shown
 
 RESIDUAL_UNITS = (1, 2, 3)
 SAMPLE_RATES = range(1000, 400_001)
@@ -104,7 +104,10 @@ def convert(
         _add_metadata(writer, checkpoint, tensors, sample_rate)
         if type == "q8_0":
             tensors = {name: values.T if _is_conv(name, values) else values for name, values in tensors.items()}
-        write_tensors(writer, tensors, lambda name, values: type if _is_conv(name, values) else "f32", progress)
+        write_tensors(
+            writer, tensors, lambda name, values: type if _is_conv(name, values) else "f32", progress,
+            source=checkpoint.path,
+        )  # fmt: skip
 
 
 def _is_conv(name: str, values: np.ndarray) -> bool:
@@ -116,56 +119,44 @@ def _named_tensors(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
     naming = DESCRIPT if "decoder.model.0.bias" in tensors or "encoder.block.0.bias" in tensors else TRANSFORMERS
     sides = [side for side in ("enc", "dec") if naming[side].first + ".bias" in tensors]
     if not sides:
-        raise ConversionError(f"{tensors.path}: tensors of neither an encoder nor a decoder of DAC")
+        raise ConversionError("tensors of neither an encoder nor a decoder of DAC", path=tensors.path)
     for side in sides:
         yield from _side(tensors, side, naming[side])
     q = 0
     while f"quantizer.quantizers.{q}.codebook.weight" in tensors:
         source = f"quantizer.quantizers.{q}"
-        codebook = tensors.take(f"{source}.codebook.weight").astype(np.float32)
-        if codebook.ndim != 2:
-            shape = codebook.shape
-            raise ConversionError(f"{tensors.path}: codebook of {source!r} has shape {shape}, expected 2 dimensions")
-        yield f"vq.q{q}.codebook.weight", codebook
+        yield f"vq.q{q}.codebook.weight", tensors.take(f"{source}.codebook.weight", ndim=2)
         for part in ("in_proj", "out_proj"):
-            yield from _conv(tensors, f"{source}.{part}", f"vq.q{q}.{part}")
+            yield from tensors.conv(f"{source}.{part}", f"vq.q{q}.{part}")
         q += 1
     if q == 0:
-        raise ConversionError(f"{tensors.path}: tensor 'quantizer.quantizers.0.codebook.weight' is missing")
+        raise ConversionError("tensor 'quantizer.quantizers.0.codebook.weight' is missing", path=tensors.path)
     tensors.finish()
 
 
 def _side(tensors: Tensors, side: str, naming: Naming) -> Iterator[tuple[str, np.ndarray]]:
     stem = "enc.block" if side == "enc" else "dec.model"
     resample = "conv1" if side == "enc" else "conv_t1"
-    yield from _conv(tensors, naming.first, f"{stem}.0")
+    yield from tensors.conv(naming.first, f"{stem}.0")
     n = 0
     while f"{naming.block.format(i=n + 1, i0=n)}.{naming.resample}.bias" in tensors:
         n += 1
         source, target = naming.block.format(i=n, i0=n - 1), f"{stem}.{n}.block"
         yield from _snake(tensors, f"{source}.{naming.snake}", f"{target}.snake1")
-        yield from _conv(tensors, f"{source}.{naming.resample}", f"{target}.{resample}")
+        yield from tensors.conv(f"{source}.{naming.resample}", f"{target}.{resample}")
         for k in RESIDUAL_UNITS:
             unit, named = f"{source}.{naming.unit.format(k=k, k0=k - 1, k1=k + 1)}", f"{target}.res_unit{k}"
             snake1, conv1, snake2, conv2 = naming.unit_parts
             yield from _snake(tensors, f"{unit}.{snake1}", f"{named}.snake1")
-            yield from _conv(tensors, f"{unit}.{conv1}", f"{named}.conv1")
+            yield from tensors.conv(f"{unit}.{conv1}", f"{named}.conv1")
             yield from _snake(tensors, f"{unit}.{snake2}", f"{named}.snake2")
-            yield from _conv(tensors, f"{unit}.{conv2}", f"{named}.conv2")
+            yield from tensors.conv(f"{unit}.{conv2}", f"{named}.conv2")
     yield from _snake(tensors, naming.last_snake.format(n1=n + 1), f"{stem}.{n + 1}")
-    yield from _conv(tensors, naming.last.format(n2=n + 2), f"{stem}.{n + 2}")
-
-
-def _conv(tensors: Tensors, source: str, target: str) -> Iterator[tuple[str, np.ndarray]]:
-    weight = tensors.take_conv(source)
-    if weight.ndim != 3:
-        raise ConversionError(f"{tensors.path}: weights of {source!r} have shape {weight.shape}, expected 3 dimensions")
-    yield f"{target}.weight", weight
-    yield f"{target}.bias", tensors.take(f"{source}.bias").astype(np.float32)
+    yield from tensors.conv(naming.last.format(n2=n + 2), f"{stem}.{n + 2}")
 
 
 def _snake(tensors: Tensors, source: str, target: str) -> Iterator[tuple[str, np.ndarray]]:
-    yield f"{target}.alpha", tensors.take(f"{source}.alpha").astype(np.float32)
+    yield f"{target}.alpha", tensors.take(f"{source}.alpha")
 
 
 def _add_metadata(
@@ -177,13 +168,13 @@ def _add_metadata(
     for key, value in kwargs.items():
         fact = facts.get(key)
         if value is not None and fact and not _agrees(value, fact):  # no fact: the side that has it is absent
-            raise ConversionError(f"{checkpoint.path}: says {key} is {value}, but its tensors say {fact}")
+            raise ConversionError(f"says {key} is {shown(value)}, but its tensors say {fact}", path=checkpoint.path)
     told = (sample_rate, kwargs.get("sample_rate"), checkpoint.metadata.get("sampling_rate"))
     rate = next((rate for rate in told if rate is not None), None)
     if rate is None:
-        raise ConversionError(f"{checkpoint.path}: does not say its sample rate; give it with --sample-rate")
+        raise ConversionError("does not say its sample rate; give it with --sample-rate", path=checkpoint.path)
     if not isinstance(rate, int) or rate not in SAMPLE_RATES:
-        raise ConversionError(f"{checkpoint.path}: sample rate is {rate!r}, expected 1000 to 400000 Hz")
+        raise ConversionError(f"sample rate is {shown(rate)}, expected 1000 to 400000 Hz", path=checkpoint.path)
     writer.add_name(f"DAC {rate / 1000:g} kHz")
     writer.add_uint32("codec.sample_rate", rate)
     writer.add_uint32("codec.hop_size", check_hop(checkpoint.path, facts["decoder_rates"] or facts["encoder_rates"]))
@@ -229,15 +220,9 @@ def _kwargs(checkpoint: Checkpoint) -> dict[str, Any]:
     kwargs = metadata.get("kwargs", {}) if isinstance(metadata, dict) else {}
     if not isinstance(kwargs, dict):
         raise ConversionError(
-            f"{checkpoint.path}: its metadata.kwargs is a {type(kwargs).__name__}, expected a dictionary"
+            f"its metadata.kwargs is a {type(kwargs).__name__}, expected a dictionary", path=checkpoint.path
         )
-    unknown = sorted(set(map(str, kwargs)) - KWARGS)
+    unknown = set(map(str, kwargs)) - KWARGS
     if unknown:
-        raise ConversionError(f"{checkpoint.path}: has model arguments that DAC does not know: {', '.join(unknown)}")
+        raise ConversionError(f"has model arguments that DAC does not know: {listed(unknown)}", path=checkpoint.path)
     return kwargs
-
-
-if __name__ == "__main__":
-    from vocoder_plugin.commands.cli import main
-
-    main(["convert", "dac", *__import__("sys").argv[1:]])

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Mimi checkpoints to GGUF, in codec.cpp's names.
 
 Reads transformers' ``MimiModel`` and moshi's safetensors. Codebooks are written as such (their sums over
@@ -8,6 +7,7 @@ transformers, which rotates a head's first half against its second.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +19,8 @@ import numpy as np
 from vocoder_plugin.errors import ConversionError
 
 from .checkpoint import Checkpoint, Tensors, load_checkpoint
-from .gguf_output import TYPES, Progress, atomic_output, check_choice, write_tensors
+from .gguf_output import TYPES, Progress, atomic_output, check_choice, check_hop, write_tensors
+from .wording import listed, shown
 
 USAGE_FLOOR = 1e-5  # as both reference packages divide
 HEAD_DIM = 64  # of Kyutai's model, for checkpoints that do not say
@@ -58,6 +59,7 @@ PARTS = [  # of layers and quantisers, by either package
     (r"(?:vq\.)?layers\.(\d+)\._?codebook\.(\w+)", r"layers.\1.cb.\2"),
 ]
 IGNORED = r".*\.cb\._?initialized"
+BOTH_SIDES = r"q\.[sa]\.[io]p\.w"  # what a file of one side alone may have of the other
 
 
 def convert(
@@ -92,10 +94,17 @@ def convert(
     with atomic_output(target, force=force) as partial:
         checkpoint = load_checkpoint(source)
         sizes = _sizes(checkpoint)
-        tensors = dict(_named_tensors(checkpoint, sizes["head_dim"]))
+        named = list(_named_tensors(checkpoint, sizes["head_dim"]))
+        tensors = {new: values for new, _, values in named}
         writer = gguf.GGUFWriter(partial, "mimi")
-        _add_metadata(writer, checkpoint, tensors, sizes)
-        write_tensors(writer, tensors, lambda name, values: type if _is_matrix(name, values) else "f32", progress)
+        n_codebooks = _add_metadata(writer, checkpoint, tensors, sizes)
+        unread = write_tensors(
+            writer, tensors, lambda name, values: type if _is_matrix(name, values) else "f32", progress,
+            source=checkpoint.path, n_codebooks=n_codebooks,
+        )  # fmt: skip
+        left = {name for new, name, _ in named if new in unread and not re.fullmatch(BOTH_SIDES, new)}
+        if left:
+            raise ConversionError(f"tensors left over: {listed(left)}", path=checkpoint.path)
 
 
 def _is_matrix(name: str, values: np.ndarray) -> bool:
@@ -118,37 +127,48 @@ def _file_name(name: str) -> str | None:
     return f"{side}.{layer}.{part}" if part else None
 
 
-def _named_tensors(checkpoint: Checkpoint, head_dim: int) -> Iterator[tuple[str, np.ndarray]]:
-    """All tensors under the file's names; fails if any is left over. What is missing, loading would find."""
+def _named_tensors(checkpoint: Checkpoint, head_dim: int) -> Iterator[tuple[str, str, np.ndarray]]:
+    """All tensors: the file's name, the checkpoint's, values. What is missing or has no use, reading back finds."""
     names = {name: _file_name(name) for name in checkpoint.tensors}
     skipped = {name for name, new in names.items() if new and re.fullmatch(IGNORED, new)}
     kept = {name: values for name, values in checkpoint.tensors.items() if name not in skipped}
     tensors = Tensors(Checkpoint(checkpoint.path, kept, checkpoint.metadata))
     by_name = {new: name for name, new in names.items() if new and name not in skipped}
     if not any(name.startswith(("enc.", "dec.")) for name in by_name):
-        raise ConversionError(f"{checkpoint.path}: tensors of neither an encoder nor a decoder of Mimi")
+        raise ConversionError("tensors of neither an encoder nor a decoder of Mimi", path=checkpoint.path)
     for new, name in by_name.items():
         if new.endswith(("cb.cluster_usage", ".cb.embed")):
             continue
-        values = tensors.take(name).astype(np.float32)
+        values = tensors.take(name)
         if re.fullmatch(r".*\.cb\.(embed_sum|embedding_sum)", new):
             layer = new.rpartition(".cb.")[0]
             usage_name = by_name.get(f"{layer}.cb.cluster_usage")
             if usage_name is None:
-                raise ConversionError(f"{checkpoint.path}: tensor {name!r} has no cluster_usage beside it")
-            usage = tensors.take(usage_name).astype(np.float32)
+                raise _refusal(checkpoint, name, "has no cluster_usage beside it")
+            usage = tensors.take(usage_name)
             if values.ndim != 2 or usage.shape != values.shape[:1]:
-                raise ConversionError(f"{checkpoint.path}: {name!r} and its usage are {values.shape} and {usage.shape}")
-            yield f"{layer}.codebook.embed", values / np.maximum(usage, np.float32(USAGE_FLOOR))[:, np.newaxis]
+                raise _refusal(checkpoint, name, f"has shape {values.shape}, and its usage {usage.shape}")
+            with np.errstate(over="ignore"):
+                yield (
+                    f"{layer}.codebook.embed",
+                    name,
+                    values / np.maximum(usage, np.float32(USAGE_FLOOR))[:, np.newaxis],
+                )
         elif new.endswith("attn.in_proj.w"):
+            if values.ndim != 2 or head_dim % 2 or len(values) % (3 * head_dim):
+                raise _refusal(checkpoint, name, f"has shape {values.shape}, expected thrice heads of {head_dim} rows")
             stem = new.removesuffix("in_proj.w")
             q, k, v = np.split(values, 3)
-            yield f"{stem}q_proj.w", _halves_first(q, head_dim)
-            yield f"{stem}k_proj.w", _halves_first(k, head_dim)
-            yield f"{stem}v_proj.w", v
+            yield f"{stem}q_proj.w", name, _halves_first(q, head_dim)
+            yield f"{stem}k_proj.w", name, _halves_first(k, head_dim)
+            yield f"{stem}v_proj.w", name, v
         else:
-            yield new, values
+            yield new, name, values
     tensors.finish()
+
+
+def _refusal(checkpoint: Checkpoint, name: str, message: str) -> ConversionError:
+    return ConversionError(f"tensor {name!r} {message}", path=checkpoint.path, tensor=name)
 
 
 def _halves_first(weight: np.ndarray, head_dim: int) -> np.ndarray:
@@ -165,16 +185,18 @@ def _sizes(checkpoint: Checkpoint) -> dict[str, Any]:
         if isinstance(nested, dict):
             config = {**nested, **config}
     for key, expected in KEYS.items():
-        if config.get(key, expected) != expected:
+        value = config.get(key, expected)
+        if not isinstance(value, (int, float, str)) or value != expected:
             raise ConversionError(
-                f"{checkpoint.path}: config's {key} is {config[key]!r}, but only {expected!r} is supported"
+                f"config's {key} is {shown(value)}, but only {expected!r} is supported", path=checkpoint.path
             )
-    rope = config.get("rope_parameters") or {}
+    rope = config.get("rope_parameters")
+    rope = {} if rope is None else rope
     if not isinstance(rope, dict):
-        raise ConversionError(f"{checkpoint.path}: config's rope_parameters is a {type(rope).__name__}")
+        raise ConversionError(f"config's rope_parameters is a {type(rope).__name__}", path=checkpoint.path)
     sizes = {
         "sample_rate": config.get("sampling_rate", 24000),
-        "head_dim": config.get("head_dim") or HEAD_DIM,
+        "head_dim": HEAD_DIM if config.get("head_dim") is None else config["head_dim"],
         "window": config.get("sliding_window", 250),
         "theta": rope.get("rope_theta", config.get("rope_theta", 10000.0)),
         "epsilon": config.get("norm_eps", 1e-5),
@@ -182,29 +204,34 @@ def _sizes(checkpoint: Checkpoint) -> dict[str, Any]:
     for key, value in sizes.items():
         kinds = (int, float) if key in ("theta", "epsilon") else (int,)
         if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 2**32:
-            raise ConversionError(f"{checkpoint.path}: config's {key} is {value!r}, expected a positive number")
+            raise ConversionError(f"config's {key} is {shown(value)}, expected a positive number", path=checkpoint.path)
     return sizes
 
 
 def _add_metadata(
     writer: gguf.GGUFWriter, checkpoint: Checkpoint, tensors: dict[str, np.ndarray], sizes: dict[str, Any]
-) -> None:
+) -> int:
+    """Keys from the tensors and ``sizes``; the number of codebooks."""
+
     def count(pattern: str) -> int:
         return len({match[1] for name in tensors if (match := re.match(pattern, name))})
 
+    def count_codebooks(kind: str) -> int:
+        return next(n for n in itertools.count() if f"q.{kind}.layers.{n}.codebook.embed" not in tensors)
+
     for needed in ("q.s.layers.0.codebook.embed", "q.s.op.w"):
         if needed not in tensors:
-            raise ConversionError(f"{checkpoint.path}: lacks the tensor that becomes {needed!r}")
+            raise ConversionError(f"lacks the tensor that becomes {needed!r}", path=checkpoint.path)
     for name, values in tensors.items():
         dimensions = 3 if re.search(r"conv\.w$", name) else 2 if re.search(r"mlp\.fc\d\.w$|op\.w$", name) else 0
         if values.ndim < min(dimensions, 2) or (dimensions == 3 and values.ndim != 3):
-            raise ConversionError(f"{checkpoint.path}: {name!r} would have shape {values.shape}")
+            raise ConversionError(f"{name!r} would have shape {values.shape}", path=checkpoint.path)
     size, dim = tensors["q.s.layers.0.codebook.embed"].shape
     latent = tensors["q.s.op.w"].shape[0]
     side = "etr" if "etr.l0.mlp.fc1.w" in tensors else "dtr"
     if f"{side}.l0.mlp.fc1.w" not in tensors or latent % sizes["head_dim"]:
-        raise ConversionError(f"{checkpoint.path}: {latent} channels and heads of {sizes['head_dim']} do not fit")
-    semantic, acoustic = count(r"q\.s\.layers\.(\d+)\."), count(r"q\.a\.layers\.(\d+)\.")
+        raise ConversionError(f"{latent} channels and heads of {sizes['head_dim']} do not fit", path=checkpoint.path)
+    semantic, acoustic = count_codebooks("s"), count_codebooks("a")
     strides = [
         tensors[f"enc.l{i}.conv.w" if side == "etr" else f"dec.l{i - 1}.conv.w"].shape[2] // 2
         for i in range(3, 64, 3)
@@ -213,7 +240,7 @@ def _add_metadata(
     ]
     writer.add_name("Mimi")
     writer.add_uint32("codec.sample_rate", sizes["sample_rate"])
-    writer.add_uint32("codec.hop_size", int(np.prod(strides)) * 2)
+    writer.add_uint32("codec.hop_size", check_hop(checkpoint.path, [*strides, 2]))
     writer.add_uint32("codec.n_q", semantic + acoustic)
     writer.add_uint32("codec.num_semantic_quantizers", semantic)
     writer.add_uint32("codec.codebook_size", size)
@@ -228,3 +255,4 @@ def _add_metadata(
     writer.add_uint32("codec.sliding_window", sizes["window"])
     writer.add_bool("codec.has_encoder", any(name.startswith("enc.") for name in tensors))
     writer.add_bool("codec.has_decoder", any(name.startswith("dec.") for name in tensors))
+    return semantic + acoustic

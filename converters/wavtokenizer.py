@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """WavTokenizer checkpoints to GGUF, in codec.cpp's names or, the decoder alone, in llama.cpp's.
 
 Reads the training checkpoint (``.ckpt``, with its yaml beside it or given), and outetts' split
@@ -16,12 +15,14 @@ from typing import Any
 
 import gguf
 import numpy as np
+import yaml
 
-from vocoder_plugin.codecs.wavtokenizer_file import CODEC_CPP, LLAMA, OVERLAP, SAMPLE_RATE, llama_name
+from vocoder_plugin.codecs.wavtokenizer import CODEC_CPP, LLAMA, OVERLAP, SAMPLE_RATE, llama_name
 from vocoder_plugin.errors import ConversionError
 
-from .checkpoint import Checkpoint, Tensors, load_checkpoint
+from .checkpoint import Checkpoint, Tensors, load_checkpoint, read_text
 from .gguf_output import TYPES, Progress, atomic_output, check_choice, check_hop, write_tensors
+from .wording import plain, shown
 
 DIALECTS = ("codec.cpp", "llama")
 ENCODER, QUANTIZER = "feature_extractor.encodec.encoder.model", "feature_extractor.encodec.quantizer.vq.layers"
@@ -32,6 +33,7 @@ TRAINING_ONLY = re.compile(
     r"|head\.istft\.window$"
 )
 POSNET_RESNETS, POSNET_ATTENTION, POSNET_NORM = (0, 1, 3, 4), 2, 5
+MOST_YAML = 1 << 16  # bytes: the published ones have 3,000, and PyYAML reads 40,000 a second
 LLAMA_CONTEXT = 8192  # frames: a bound that llama.cpp wants to know
 LLAMA_COLUMNS = re.compile(r"(conv1d|posnet\.\d\.\w+|convnext\.\d+\.dw)\.bias$|posnet\.\d\.\w*norm\d?\.weight$")
 
@@ -88,19 +90,21 @@ def convert(
         writer.add_name(f"WavTokenizer {rate / facts['hop_length']:g} tokens/s")
         if dialect == "llama":
             _add_llama_keys(writer, facts)
+            if rate != SAMPLE_RATE:  # which the dialect has no key for, and readers take for granted
+                writer.add_uint32("codec.sample_rate", rate)
         else:
             _add_keys(writer, facts, rate)
         if gelu != "erf":
             writer.add_string("vocoder.gelu", gelu)
-        write_tensors(writer, tensors, lambda name, values: type if _is_matrix(name, values) else "f32", progress)
+        write_tensors(
+            writer, tensors, lambda name, values: type if _is_matrix(name, values) else "f32", progress,
+            source=checkpoint.path,
+        )  # fmt: skip
 
 
 def _is_matrix(name: str, values: np.ndarray) -> bool:
     """Weights of convolutions and linear layers, depthwise ones (whose kernels are tiny) and the codebook apart."""
     return values.ndim >= 2 and values[0].size > 16 and not name.endswith(("embed", "token_embd.weight"))
-
-
-# -- reading
 
 
 def load_parts(source: str | os.PathLike[str]) -> Checkpoint:
@@ -109,7 +113,7 @@ def load_parts(source: str | os.PathLike[str]) -> Checkpoint:
     parts = [path / side / f"{side}_model.pt" for side in ("encoder", "decoder")]
     found = [part for part in parts if part.exists()] if path.is_dir() else [path]
     if not found:
-        raise ConversionError(f"{path}: holds neither encoder/encoder_model.pt nor decoder/decoder_model.pt")
+        raise ConversionError("holds neither encoder/encoder_model.pt nor decoder/decoder_model.pt", path=path)
     tensors: dict[str, np.ndarray] = {}
     for part in found:
         tensors.update(load_checkpoint(part).tensors)
@@ -122,7 +126,7 @@ def _named_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
     tensors = Tensors(checkpoint)
     sides = [f"{ENCODER}.0.conv.conv.bias" in tensors, "backbone.embed.bias" in tensors]
     if not any(sides):
-        raise ConversionError(f"{checkpoint.path}: tensors of neither an encoder nor a decoder of WavTokenizer")
+        raise ConversionError("tensors of neither an encoder nor a decoder of WavTokenizer", path=checkpoint.path)
     yield "vq.vq.layers.0._codebook.embed", _codebook(tensors)
     if sides[0]:
         yield from _encoder(tensors)
@@ -134,46 +138,31 @@ def _named_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
 def _codebook(tensors: Tensors) -> np.ndarray:
     names = [name for name in (f"{QUANTIZER}.0._codebook.embed", "codebook_weights") if name in tensors]
     if not names:
-        raise ConversionError(f"{tensors.path}: tensor '{QUANTIZER}.0._codebook.embed' is missing")
-    tables = [tensors.take(name).astype(np.float32) for name in names]
-    if tables[0].ndim != 2:
-        raise ConversionError(f"{tensors.path}: the codebook has shape {tables[0].shape}, expected 2 dimensions")
+        raise ConversionError(f"tensor '{QUANTIZER}.0._codebook.embed' is missing", path=tensors.path)
+    tables = [tensors.take(name, ndim=2) for name in names]
     if any(not np.array_equal(table, tables[0]) for table in tables):
-        raise ConversionError(f"{tensors.path}: encoder and decoder have different codebooks")
+        raise ConversionError("encoder and decoder have different codebooks", path=tensors.path)
     return tables[0]
 
 
-def _plain(tensors: Tensors, source: str, target: str, *, ndim: int | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    for part in ("weight", "bias"):
-        values = tensors.take(f"{source}.{part}").astype(np.float32)
-        if part == "weight" and ndim and values.ndim != ndim:
-            raise ConversionError(
-                f"{tensors.path}: weights of {source!r} have shape {values.shape}, expected {ndim} dimensions"
-            )
-        yield f"{target}.{part}", values
-
-
-def _norm_conv(tensors: Tensors, source: str, target: str) -> Iterator[tuple[str, np.ndarray]]:
-    weight = tensors.take_conv(source)
-    if weight.ndim != 3:
-        raise ConversionError(f"{tensors.path}: weights of {source!r} have shape {weight.shape}, expected 3 dimensions")
-    yield f"{target}.weight", weight
-    yield f"{target}.bias", tensors.take(f"{source}.bias").astype(np.float32)
+def _plain(tensors: Tensors, source: str, target: str, *, ndim: int) -> Iterator[tuple[str, np.ndarray]]:
+    yield f"{target}.weight", tensors.take(f"{source}.weight", ndim=ndim)
+    yield f"{target}.bias", tensors.take(f"{source}.bias")
 
 
 def _encoder(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
-    yield from _norm_conv(tensors, f"{ENCODER}.0.conv.conv", "enc.model.0.conv.conv")
+    yield from tensors.conv(f"{ENCODER}.0.conv.conv", "enc.model.0.conv.conv")
     i = 1
     while f"{ENCODER}.{i}.shortcut.conv.conv.bias" in tensors:
         for part in ("block.1", "block.3", "shortcut"):
-            yield from _norm_conv(tensors, f"{ENCODER}.{i}.{part}.conv.conv", f"enc.model.{i}.{part}.conv.conv")
-        yield from _norm_conv(tensors, f"{ENCODER}.{i + 2}.conv.conv", f"enc.model.{i + 2}.conv.conv")
+            yield from tensors.conv(f"{ENCODER}.{i}.{part}.conv.conv", f"enc.model.{i}.{part}.conv.conv")
+        yield from tensors.conv(f"{ENCODER}.{i + 2}.conv.conv", f"enc.model.{i + 2}.conv.conv")
         i += 3
     for layer in (0, 1):
         for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             name = f"{i}.lstm.{part}_l{layer}"
-            yield f"enc.model.{name}", tensors.take(f"{ENCODER}.{name}").astype(np.float32)
-    yield from _norm_conv(tensors, f"{ENCODER}.{i + 2}.conv.conv", f"enc.model.{i + 2}.conv.conv")
+            yield f"enc.model.{name}", tensors.take(f"{ENCODER}.{name}")
+    yield from tensors.conv(f"{ENCODER}.{i + 2}.conv.conv", f"enc.model.{i + 2}.conv.conv")
 
 
 def _decoder(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
@@ -193,7 +182,7 @@ def _decoder(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
         yield from _adaptive_norm(tensors, f"{source}.norm", f"{target}.norm")
         for part in ("pwconv1", "pwconv2"):
             yield from _plain(tensors, f"{source}.{part}", f"{target}.{part}", ndim=2)
-        yield f"{target}.gamma", tensors.take(f"{source}.gamma").astype(np.float32)
+        yield f"{target}.gamma", tensors.take(f"{source}.gamma")
         i += 1
     yield from _plain(tensors, "backbone.final_layer_norm", "dec.bb.fln", ndim=1)
     yield from _plain(tensors, "head.out", "dec.head.out", ndim=2)
@@ -205,13 +194,7 @@ def _adaptive_norm(tensors: Tensors, source: str, target: str) -> Iterator[tuple
         yield from _plain(tensors, source, target, ndim=1)
         return
     for part, name in (("scale", "weight"), ("shift", "bias")):
-        rows = tensors.take(f"{source}.{part}.weight").astype(np.float32)
-        if rows.ndim != 2:
-            raise ConversionError(f"{tensors.path}: {source}.{part} has shape {rows.shape}, expected 2 dimensions")
-        yield f"{target}.{name}", np.ascontiguousarray(rows[0])
-
-
-# -- what the model is: from its tensors, and its yaml must agree
+        yield f"{target}.{name}", tensors.take(f"{source}.{part}.weight", ndim=2)[0]
 
 
 def _facts(tensors: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
@@ -228,13 +211,13 @@ def _facts(tensors: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
     if facts["has_decoder"]:
         blocks = sum(name.endswith(".gamma") for name in tensors)
         if blocks == 0:
-            raise ConversionError(f"{path}: tensor 'backbone.convnext.0.dwconv.bias' is missing")
+            raise ConversionError("tensor 'backbone.convnext.0.dwconv.bias' is missing", path=path)
         n_fft = tensors["dec.head.out.bias"].size - 2
         facts |= {"dim": tensors["dec.bb.embed.bias"].size, "num_layers": blocks, "n_fft": n_fft}
         facts["intermediate_dim"] = tensors["dec.bb.cnx.0.pwconv1.bias"].size
         hop = facts.setdefault("hop_length", check_hop(path, [n_fft // OVERLAP]))
         if n_fft != OVERLAP * hop:
-            raise ConversionError(f"{path}: the decoder's FFT of {n_fft} does not fit the encoder's hop of {hop}")
+            raise ConversionError(f"the decoder's FFT of {n_fft} does not fit the encoder's hop of {hop}", path=path)
     return facts
 
 
@@ -246,55 +229,57 @@ def _settings(source: str | os.PathLike[str], config: str | os.PathLike[str] | N
         if len(beside) != 1:
             return {}
         config = beside[0]
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        content = load_yaml(read_text(config, MOST_YAML))
     except OSError as error:
-        raise ConversionError(f"{config}: cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConversionError(f"{config}: not valid YAML: {str(error).splitlines()[0]}") from None
-    flat: dict[str, Any] = {"path": str(config)}
+        raise ConversionError(f"cannot be read: {error.strerror or error}", path=config) from None
+    except ValueError as error:
+        raise ConversionError(f"not valid YAML: {error}", path=config) from None
+    flat: dict[str, Any] = {}
     root = content.get("model") if isinstance(content, dict) else None
     args = root.get("init_args") if isinstance(root, dict) else None
     if not isinstance(args, dict):
-        raise ConversionError(f"{config}: has no model.init_args, expected a WavTokenizer training configuration")
-    flat["sample_rate"] = args.get("sample_rate", SAMPLE_RATE)
+        raise ConversionError("has no model.init_args, expected a WavTokenizer training configuration", path=config)
     for part in ("feature_extractor", "backbone", "head"):
         section = args.get(part)
         inner = section.get("init_args") if isinstance(section, dict) else None
         if not isinstance(inner, dict):
-            raise ConversionError(f"{config}: has no {part}.init_args")
+            raise ConversionError(f"has no {part}.init_args", path=config)
         flat |= inner
-    return flat
+    return flat | {"path": config, "sample_rate": args.get("sample_rate", SAMPLE_RATE)}
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases, whose expansion could be of any size."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias")
+        return super().compose_node(parent, index)
+
+
+def load_yaml(text: str) -> Any:
+    """The plain values of a YAML text; ValueError for others."""
+    try:
+        return yaml.load(text, _PlainLoader)
+    except Exception as error:  # PyYAML's constructors raise almost anything
+        raise ValueError(plain(f"{type(error).__name__}: {error}".splitlines()[0])) from None
 
 
 def _check_settings(settings: dict[str, Any], facts: dict[str, Any]) -> None:
     if not settings:
         return
     path = settings["path"]
-    for key in (
-        "vq_bins",
-        "input_channels",
-        "dowmsamples",
-        "dim",
-        "num_layers",
-        "n_fft",
-        "intermediate_dim",
-        "hop_length",
-    ):
-        if key in settings and key in facts and settings[key] != facts[key]:
-            raise ConversionError(f"{path}: says {key} is {settings[key]}, but the tensors say {facts[key]}")
+    for key, fact in facts.items():
+        if settings.get(key, fact) != fact:
+            raise ConversionError(f"says {key} is {shown(settings[key])}, but the tensors say {fact}", path=path)
     if settings.get("num_quantizers", 1) != 1:
-        raise ConversionError(f"{path}: says num_quantizers is {settings['num_quantizers']}, expected 1")
+        raise ConversionError(f"says num_quantizers is {shown(settings['num_quantizers'])}, expected 1", path=path)
     if settings.get("padding", "same") != "same":
-        raise ConversionError(f"{path}: says padding is {settings['padding']!r}, expected 'same'")
+        raise ConversionError(f"says padding is {shown(settings['padding'])}, expected 'same'", path=path)
     rate = settings["sample_rate"]
     if not isinstance(rate, int) or not 1000 <= rate <= 400_000:
-        raise ConversionError(f"{path}: sample rate is {rate!r}, expected 1000 to 400000 Hz")
-
-
-# -- writing
+        raise ConversionError(f"sample rate is {shown(rate)}, expected 1000 to 400000 Hz", path=path)
 
 
 def _add_keys(writer: gguf.GGUFWriter, facts: dict[str, Any], rate: int) -> None:
@@ -310,7 +295,7 @@ def _add_keys(writer: gguf.GGUFWriter, facts: dict[str, Any], rate: int) -> None
 def _as_llama(tensors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     """The decoder under llama.cpp's names and in the shapes that libllama expects."""
     if "dec.bb.embed.bias" not in tensors:
-        raise ConversionError(f"{path}: has no decoder, which is all that llama.cpp's files hold")
+        raise ConversionError("has no decoder, which is all that llama.cpp's files hold", path=path)
     named = {}
     for name, values in tensors.items():
         if name.startswith("enc."):
@@ -337,9 +322,3 @@ def _add_llama_keys(writer: gguf.GGUFWriter, facts: dict[str, Any]) -> None:
     writer.add_convnext_block_count(facts["num_layers"])
     writer.add_causal_attention(False)
     writer.add_tokenizer_model("none")
-
-
-if __name__ == "__main__":
-    from vocoder_plugin.commands.cli import main
-
-    main(["convert", "wavtokenizer", *__import__("sys").argv[1:]])

@@ -38,11 +38,21 @@ def snake(x, alpha):
 
 
 class Dac:
-    """DAC's passes over tensors found by name (see vocoder_plugin.codecs.dac_file.Tensors.find)."""
+    """DAC's passes over the tensors of a model (vocoder_plugin.codecs.dac.Dac), in their stored names."""
 
-    def __init__(self, tensors, dtype=np.float64):
-        self.config = tensors.config
-        self.w = lambda name: tensors.find(name).read().astype(dtype)
+    def __init__(self, model, dtype=np.float64):
+        self.model = model
+        self.w = lambda name: self._read(name).astype(dtype)
+
+    def _read(self, name):
+        file = self.model.file
+        if name.endswith(".weight") and not name.endswith("codebook.weight"):
+            return file.tensor(name, file.conv_shape(name)).read()
+        return file.read(name) if name.endswith("codebook.weight") else file.read(name).reshape(-1)
+
+    def codebook(self, q, *, unit=False):
+        table = self.w(f"vq.q{q}.codebook.weight")
+        return table / np.linalg.norm(table, axis=1, keepdims=True) if unit else table
 
     def residual_unit(self, x, name, dilation):
         h = snake(x, self.w(f"{name}.snake1.alpha"))
@@ -55,14 +65,14 @@ class Dac:
     def decode(self, codes):
         z = sum(
             conv1d(
-                self.w(f"vq.q{q}.codebook")[codes[q]].T,
+                self.codebook(q)[codes[q]].T,
                 self.w(f"vq.q{q}.out_proj.weight"),
                 self.w(f"vq.q{q}.out_proj.bias"),
             )
             for q in range(len(codes))
         )
         x = conv1d(z, self.w("dec.model.0.weight"), self.w("dec.model.0.bias"), padding=3)
-        rates = self.config.decoder_rates
+        rates = self.model.decoder_rates
         for i, rate in enumerate(rates, 1):
             block = f"dec.model.{i}.block"
             x = snake(x, self.w(f"{block}.snake1.alpha"))
@@ -82,7 +92,7 @@ class Dac:
 
     def latents(self, samples):
         x = conv1d(samples[np.newaxis], self.w("enc.block.0.weight"), self.w("enc.block.0.bias"), padding=3)
-        rates = self.config.encoder_rates
+        rates = self.model.encoder_rates
         for i, rate in enumerate(rates, 1):
             block = f"enc.block.{i}.block"
             for k, dilation in enumerate(DILATIONS, 1):
@@ -97,9 +107,9 @@ class Dac:
 
     def encode(self, samples):
         residual, codes = self.latents(samples), []
-        for q in range(self.config.n_codebooks):
+        for q in range(self.model.n_codebooks):
             z = conv1d(residual, self.w(f"vq.q{q}.in_proj.weight"), self.w(f"vq.q{q}.in_proj.bias"))
-            codes.append(np.argmax(self.w(f"vq.q{q}.codebook.unit") @ z, axis=0))
-            e = self.w(f"vq.q{q}.codebook")[codes[-1]].T
+            codes.append(np.argmax(self.codebook(q, unit=True) @ z, axis=0))
+            e = self.codebook(q)[codes[-1]].T
             residual = residual - conv1d(e, self.w(f"vq.q{q}.out_proj.weight"), self.w(f"vq.q{q}.out_proj.bias"))
         return np.array(codes)

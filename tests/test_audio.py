@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import os
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 
 from vocoder_plugin import AudioError
 from vocoder_plugin.audio.samples import (
+    MOST_CHANNELS,
     Resampler,
     as_mono,
     audio_blocks,
@@ -24,6 +29,7 @@ from vocoder_plugin.audio.samples import (
     resample,
     write_audio,
 )
+from vocoder_plugin.errors import AudioKindError
 
 RATE = 24000
 ENDINGS = {"WAV": ".wav", "FLAC": ".flac", "OGG": ".ogg"}
@@ -95,7 +101,7 @@ def test_values_that_are_not_finite(value):
     ],
 )
 def test_types_refused(audio, name):
-    with pytest.raises(AudioError) as error:
+    with pytest.raises(AudioKindError) as error:
         as_mono(audio)
     assert str(error.value) == f"audio is of type {name}, expected float or signed integer samples"
 
@@ -105,6 +111,17 @@ def test_shapes_refused(shape):
     with pytest.raises(AudioError) as error:
         as_mono(np.zeros(shape))
     assert str(error.value) == f"audio has shape {shape}, expected (n_samples,) or (n_samples, channels)"
+
+
+@pytest.mark.parametrize("shape", [(1, 24000), (2, 24000), (1, MOST_CHANNELS + 1)])
+def test_channels_that_come_first_are_refused(shape):
+    with pytest.raises(AudioError, match=r"expected .*\(n_samples, channels\); if channels come first .* \(audio\.T\)"):
+        as_mono(np.zeros(shape))
+
+
+def test_parts_of_different_sizes():
+    with pytest.raises(AudioKindError, match="parts of different sizes"):
+        as_mono([[1.0, 2.0], [3.0]])
 
 
 # resample
@@ -134,6 +151,12 @@ def test_resampling_removes_what_the_target_cannot_hold():
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
 def test_rates_refused(rate):
     with pytest.raises(AudioError, match=f"the sample rate is {rate}, expected 1000 to 1000000 Hz"):
+        resample(tone(0.1), rate, RATE)
+
+
+@pytest.mark.parametrize("rate", ["24000", None, 24000j])
+def test_rates_that_are_no_numbers(rate):
+    with pytest.raises(AudioKindError, match=r"the sample rate is .*, expected a number of Hz"):
         resample(tone(0.1), rate, RATE)
 
 
@@ -186,9 +209,58 @@ def test_damaged_files(tmp_path, monkeypatch, data):
         read_audio("-")
 
 
-def test_folder_instead_of_a_file(tmp_path):
-    with pytest.raises(AudioError):
-        read_audio(tmp_path)
+def refusal_of(path) -> str:
+    with pytest.raises(AudioError) as error:
+        read_audio(path)
+    assert error.value.path == str(path)
+    return str(error.value).removeprefix(f"{path}: ")
+
+
+def test_what_is_no_regular_file(tmp_path):
+    """None of them may be waited for: a pipe nobody writes to, a device without end, links to them."""
+    assert refusal_of(tmp_path) == "cannot be read: it is a folder, expected a regular file"
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "link.wav").symlink_to(tmp_path / "pipe.wav")
+    for path in (tmp_path / "pipe.wav", tmp_path / "link.wav"):
+        assert refusal_of(path) == "cannot be read: it is a named pipe, expected a regular file"
+    assert refusal_of("/dev/zero") == "cannot be read: it is a device, expected a regular file"
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "s"))
+        assert refusal_of(tmp_path / "s") == "cannot be read: it is a socket, expected a regular file"
+    assert refusal_of("a\0b.wav").startswith("cannot be read: ")
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    (b"", "it is empty (0 bytes), expected a sound file"),
+    (b"\0\0\0\x20ftypM4A " + bytes(100), "MPEG-4 (m4a, mp4) is not among those that are read"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(100), "Windows Media (wma) is not among"),
+    (b"#!AMR\n" + bytes(100), "AMR is not among"),
+    (b"garbage" * 100, "its format is not among"),
+])  # fmt: skip
+def test_formats_that_are_not_read(tmp_path, data, said):
+    path = tmp_path / "clip.x"
+    path.write_bytes(data)
+    assert refusal_of(path).startswith(said)
+    assert refusal_of(path).endswith("convert it: ffmpeg -i clip.x clip.wav") is bool(data)
+
+
+def test_raw_samples(tmp_path):
+    (tmp_path / "clip.raw").write_bytes(bytes(100))
+    assert refusal_of(tmp_path / "clip.raw").startswith("raw samples do not say their rate")
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    soundfile.write(path, tone(0.1), RATE)
+    assert read_audio(os.fsdecode(path))[0].size == 2400
+
+
+def test_a_header_that_promises_more_than_there_is(tmp_path):
+    soundfile.write(tmp_path / "tone.flac", tone(1.0), RATE)
+    data = bytearray((tmp_path / "tone.flac").read_bytes())
+    data[22:26] = b"\xff" * 4  # of the 36 bits that count the samples
+    (tmp_path / "tone.flac").write_bytes(data)
+    assert refusal_of(tmp_path / "tone.flac")
 
 
 # write_audio
@@ -244,6 +316,42 @@ def test_long_ogg(tmp_path):
     path = tmp_path / "long.ogg"
     assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 0
     assert soundfile.info(path).frames == RATE * 180
+
+
+class Full(io.BytesIO):
+    """A file on a disk with room for so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def write(self, data) -> int:
+        if self.tell() + len(data) > self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+@pytest.mark.parametrize("room", [0, 20, 20_000])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG"])
+def test_a_full_disk(kind, room, capfd):
+    noise = np.random.default_rng(0).normal(0, 0.2, RATE * 4)
+    with pytest.raises(AudioError, match=r"^cannot be written: No space left on device$"):
+        write_audio(Full(room), noise, RATE, format=kind)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG"])
+def test_a_file_that_cannot_be_completed_leaves_what_was_there(tmp_path, monkeypatch, kind):
+    (tmp_path / "out").write_bytes(b"before")
+    monkeypatch.setattr("vocoder_plugin.audio.samples.complete_file", lambda _path: contextlib.nullcontext(Full(999)))
+    with pytest.raises(AudioError, match="No space left on device") as error:
+        write_audio(tmp_path / "out", tone(1.0), RATE, format=kind)
+    assert error.value.path == str(tmp_path / "out")
+    monkeypatch.undo()
+    assert (tmp_path / "out").read_bytes() == b"before"
+    with pytest.raises(AudioError, match="none/x: cannot be written: No such file"):
+        write_audio(tmp_path / "none" / "x", tone(1.0), RATE, format=kind)
+    assert os.listdir(tmp_path) == ["out"]
 
 
 # resampling as samples come

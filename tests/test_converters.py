@@ -296,7 +296,7 @@ CONTRADICTIONS = [
     (kwarg("encoder_rates", (2, 4)), "says encoder_rates is (2, 4), but its tensors say [2, 4, 5, 8]"),
     (kwarg("n_codebooks", 9), "says n_codebooks is 9, but its tensors say 2"),
     (kwarg("codebook_size", 512), "says codebook_size is 512, but its tensors say 1024"),
-    (kwarg("codebook_dim", "8"), "says codebook_dim is 8, but its tensors say 8"),
+    (kwarg("codebook_dim", "8"), "says codebook_dim is '8', but its tensors say 8"),
     (kwarg("latent_dim", 1024), "says latent_dim is 1024, but its tensors say 48"),
     (kwarg("decoder_dim", 1536), "says decoder_dim is 1536, but its tensors say 32"),
     (kwarg("decoder_dim", tensor("0", 4, (4,), (1,))), "says decoder_dim is "),
@@ -325,7 +325,7 @@ CONTRADICTIONS = [
      "tensor 'decoder.model.0.weight_v' cannot be normalised by 'decoder.model.0.weight_g'"),
     (replaced("decoder.model.0.weight_g", np.ones((31, 1, 1), np.float32)),
      "tensor 'decoder.model.0.weight_v' cannot be normalised by 'decoder.model.0.weight_g'"),
-    (replaced(CODEBOOK, np.ones(1024, np.float32)), "codebook of 'quantizer.quantizers.1' has shape (1024,)"),
+    (replaced(CODEBOOK, np.ones(1024, np.float32)), f"tensor '{CODEBOOK}' has shape (1024,), expected 2 dimensions"),
     (with_value("decoder.model.0.weight_g", 1e6), "tensor 'dec.model.0.weight' has a weight of "),
 ]  # fmt: skip
 
@@ -333,8 +333,7 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize(("change", "message"), CONTRADICTIONS, ids=[message[:50] for _, message in CONTRADICTIONS])
 def test_contradictions_are_named(tmp_path, weights, change, message):
     change(weights)
-    told = refuses(weights.save(tmp_path / "w.pth"), message)
-    assert told.startswith((f"{tmp_path / 'w.pth'}: ", "tensor 'dec.model.0.weight'"))
+    assert refuses(weights.save(tmp_path / "w.pth"), message).startswith(f"{tmp_path / 'w.pth'}: ")
 
 
 def test_agreeing_arguments_are_accepted_in_other_words(tmp_path, weights):
@@ -347,7 +346,7 @@ def test_two_dimensional_convolutions_are_refused(tmp_path, weights):
     for part in ("g", "v"):
         name = f"decoder.model.0.weight_{part}"
         weights.tensors[name] = weights.tensors[name].reshape(32, -1)
-    refuses(weights.save(tmp_path / "w.pth"), "weights of 'decoder.model.0' have shape (32, 336), expected 3")
+    refuses(weights.save(tmp_path / "w.pth"), "'decoder.model.0.weight_v' has shape (32, 336), expected 3 dim")
 
 
 def test_weights_too_large_for_a_type():
@@ -371,7 +370,7 @@ def test_unknown_type_is_refused(tmp_path):
 def test_an_existing_target_needs_force(tmp_path):
     target = tmp_path / "codec.gguf"
     target.write_bytes(b"precious")
-    with pytest.raises(ConversionError, match=f"{re.escape(str(target))} exists already; use --force"):
+    with pytest.raises(ConversionError, match=f"{re.escape(str(target))}: exists already; use --force"):
         dac.convert(SMALL, target)
     assert target.read_bytes() == b"precious"
     dac.convert(SMALL, target, force=True)
@@ -515,24 +514,27 @@ def test_no_protocol_runs_code(tmp_path, protocol):
     assert sentinel.exists(), "the payload is not live"
     sentinel.unlink()
     path = write_zip(tmp_path / "evil.pth", data, {})
-    assert re.search(r"refers to (builtins|__builtin__)\.eval", refuses(path, "refers to"))
+    assert re.search(r"refers to builtins\.eval|__builtin__\.eval|opcode DICT, which", refuses(path, f"{path}: "))
     assert not sentinel.exists()
 
 
 @pytest.mark.parametrize(
     ("opcodes", "named"),
     [
-        (b"(S'%s'\nios\nsystem\n.", "os.system"),  # INST
-        (b"(cos\nsystem\nS'%s'\no.", "os.system"),  # OBJ
-        (b"\x80\x04\x8c\x02os\x8c\x06system\x93(S'%s'\ntR.", "os.system"),  # STACK_GLOBAL
-        (b"\x80\x02cbuiltins\nobject\n(S'%s'\nt\x81.", "builtins.object"),  # NEWOBJ
-        (b"\x80\x04\x8c\x08builtins\x8c\x0bobject.__eq\x93(S'%s'\ntR.", "builtins.object.__eq"),
+        (b"(ios\nsystem\n.", "has the pickle opcode INST, which torch does not write"),
+        (b"(cos\nsystem\nS'%s'\no.", "refers to os.system"),  # OBJ
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93(S'%s'\ntR.", "refers to os.system"),  # STACK_GLOBAL
+        (b"\x80\x02cbuiltins\nobject\n(S'%s'\nt\x81.", "refers to builtins.object"),  # NEWOBJ
+        (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "has the pickle opcode NEWOBJ"),
+        (b"\x80\x04\x8c\x08builtins\x8c\x0bobject.__eq\x93(S'%s'\ntR.", "refers to builtins.object.__eq"),
+        (b"\x80\x02P1\n.", "has the pickle opcode PERSID"),
+        (b"\x80\x02\x82\x01.", "has the pickle opcode EXT1"),
     ],
 )
 def test_no_opcode_finds_a_global(tmp_path, opcodes, named):
     sentinel = tmp_path / "sentinel"
     path = write_zip(tmp_path / "evil.pth", opcodes.replace(b"%s", shell(sentinel).encode()), {})
-    refuses(path, f"{path}: refers to {named}")
+    refuses(path, f"{path}: {named}")
     assert not sentinel.exists()
 
 
@@ -615,12 +617,12 @@ DAMAGED = {
     "bad checksum": (bad_checksum, "a damaged checkpoint: BadZipFile: Bad CRC-32"),
     "missing storage": (missing_storage, "a damaged checkpoint: KeyError"),
     "two pickles": (two_pickles, "a zip archive, but not a torch checkpoint"),
-    "no pickle": (lambda path: write_zip(path, b"", {}, folder="x/y") and path, "a damaged checkpoint: EOFError"),
+    "no pickle": (lambda path: write_zip(path, b"", {}, folder="x/y") and path, "a damaged checkpoint: ValueError"),
     "unrelated zip": (
         lambda path: zipfile.ZipFile(path, "w").close() or path,
         "a zip archive, but not a torch checkpoint",
     ),
-    "garbage pickle": (zipped(b"\xff\x00garbage"), "a damaged checkpoint: UnpicklingError"),
+    "garbage pickle": (zipped(b"\xff\x00garbage"), "a damaged checkpoint: ValueError: at position 0, opcode b"),
     "cut pickle": (zipped(pickle_file({"w": 1})[:-3]), "a damaged checkpoint: "),
     "endless stack": (zipped(b"\x80\x02" + b"(" * 100_000 + b"t."), "expected a dictionary"),
     "list": (zipped(pickle_file([1])), "holds a list, expected a dictionary"),
@@ -646,7 +648,7 @@ DAMAGED = {
     "storage outside": (zipped(pickle_file({"w": tensor("../../etc", 1, (1,), (1,))})), "damaged checkpoint: KeyError"),
     "tensor of no storage": (
         zipped(pickle_file({"w": Call(Global("torch._utils", "_rebuild_tensor_v2"), (1, 0, (1,), (1,)))})),
-        "a damaged checkpoint: ",
+        "has a tensor of no storage",
     ),
 }
 

@@ -8,10 +8,11 @@ import reference
 from measures import snr
 
 from vocoder_plugin import Codec, kernels
-from vocoder_plugin.codecs import dac
-from vocoder_plugin.codecs.dac_file import Tensors
+from vocoder_plugin.codecs.dac import Dac
+from vocoder_plugin.codecs.registry import read_model
 from vocoder_plugin.gguf_file import GGUFFile
-from vocoder_plugin.net.plan import Plan, Signal
+from vocoder_plugin.net.plan import Plan
+from vocoder_plugin.streams.format import Format
 
 LOWERINGS = [*kernels.available(), "off"]
 
@@ -53,7 +54,7 @@ def test_reference_against_float64(fixtures, source, theirs, ours, native):
     """How close each comes to the exact result; the bounds are what each reaches, rounded down."""
     file = fixtures / f"codec_cpp_dac_{source}_f32.gguf"
     expected = load_reference(fixtures, source)
-    exact = reference.Dac(Tensors(GGUFFile(file)))
+    exact = reference.Dac(read_model(GGUFFile(file)))
     audio = exact.decode(expected["codes"])
     assert snr(expected["audio"], audio) >= theirs
     np.testing.assert_array_equal(exact.encode(expected["wav"].astype(np.float64)), expected["encoded"])
@@ -71,29 +72,37 @@ def test_small_outetts_model(small_dac_file, small_reference, lowering):
         np.testing.assert_array_equal(codec.encode(small_reference["wav"], 24000), small_reference["encoded"])
 
 
-def config(**changes) -> dac.Config:
-    values = dict(
-        name="", sample_rate=24000, n_codebooks=2, codebook_size=1024, codebook_dim=8, latent_dim=1024,
-        encoder_dim=64, encoder_rates=(2, 4, 5, 8), decoder_dim=1536, decoder_rates=(8, 5, 4, 2),
+def model(**changes) -> Dac:
+    """OuteTTS's sizes, without a file."""
+    made = object.__new__(Dac)
+    made.format = Format("", 24000, 320, rows=(0, 1), codebook_size=1024, least_rows=2)
+    sizes = dict(
+        n_codebooks=2, codebook_dim=8, latent_dim=1024, encoder_dim=64, encoder_rates=(2, 4, 5, 8),
+        decoder_dim=1536, decoder_rates=(8, 5, 4, 2), has_encoder=True, has_decoder=True,
     )  # fmt: skip
-    return dac.Config(**{**values, **changes})
+    vars(made).update({**sizes, **changes})
+    return made
+
+
+def planned(name: str, model: Dac) -> Plan:
+    return Plan.of(model.passes()[name].values(), rings=False, most_frames=24)
 
 
 def test_lookahead_by_hand():
     """OuteTTS's decoder sees 3141 samples ahead: each layer's reach, times what lies above it."""
-    plan = Plan()
-    delay = dac.decode(plan, config(), None).delay
+    plan = planned("decoder", model())
     reach = 3  # first convolution, at 75 Hz
     for rate, crop in ((8, 4), (5, 3), (4, 2), (2, 1)):
         reach = reach * rate + crop + 3 * (1 + 3 + 9)
-    assert delay == reach + 3 == 3141
+    assert plan.outputs[0].delay == reach + 3 == 3141
     assert plan.first_frames == 10
+    assert plan.lags and not plan.whole_clip
+    assert plan.period == 18  # pairs of rows, 1, 3 and 9 apart
 
 
 @pytest.mark.parametrize("rates", [(8, 5, 4, 2), (8, 8, 4, 2), (3, 2), (7,)])
 def test_state_holds_each_window(rates):
-    plan = Plan()
-    dac.decode(plan, config(decoder_rates=rates, decoder_dim=96 * 2 ** len(rates)), None)
+    plan = planned("decoder", model(decoder_rates=rates, decoder_dim=96 * 2 ** len(rates)))
     assert plan.regions["dec.model.0"].rows == 6
     assert plan.regions["dec.model.1.block.conv_t1"].rows == 1
     assert [plan.regions[f"dec.model.1.block.res_unit{k}.conv1"].rows for k in (1, 2, 3)] == [6, 18, 54]
@@ -102,9 +111,9 @@ def test_state_holds_each_window(rates):
 
 
 def test_encoder_lookahead():
-    plan = Plan()
-    latents, _ = dac.encode(plan, config(), Signal(None, 1, 320, 320, 0))
-    assert latents.rate == 1
+    plan = planned("encoder", model())
+    latents = plan.outputs[-1]
+    assert (latents.rate, latents.channels) == (1, 1024)
     assert plan.first_frames > latents.delay > 0
 
 

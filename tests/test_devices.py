@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from commands import run
+from measures import transfers
 
 from vocoder_plugin import Codec, DeviceError, SpeechStream
 from vocoder_plugin.runtime import ggml, graph, rehearsal, schedule
@@ -149,20 +150,20 @@ CODES = np.random.default_rng(0).integers(0, 1024, (2, 60))
 def test_a_whole_device(gpu, small_dac, small_dac_file, caplog):
     with Codec.load(small_dac_file, llm=fake_llm(), n_threads=2) as codec, caplog.at_level(logging.WARNING):
         assert (codec.device.name, codec.lowering) == ("GPU0", "portable")
-        np.testing.assert_allclose(codec.decode(CODES), small_dac.decode(CODES), atol=1e-5)
+        with transfers(codec) as bytes_:
+            np.testing.assert_allclose(codec.decode(CODES), small_dac.decode(CODES), atol=1e-5)
         assert not caplog.records
         assert codec._session.splits == 1
-        assert (codec._session.bytes_down, list(codec.memory)) == (4 * codec.decoded_length(60), ["GPU0"])
+        assert (bytes_["down"], list(codec.memory)) == (4 * codec.decoded_length(60), ["GPU0"])
 
 
 def test_inputs_up_and_samples_down(gpu, small_dac_file):
     with Codec.load(small_dac_file, device="GPU0", n_threads=2) as codec:
-        session = codec._session
-        with codec.decoder_stream() as stream:
+        with transfers(codec) as bytes_, codec.decoder_stream() as stream:
             received = sum(stream.push(CODES[:, i : i + 5]).size for i in range(0, 60, 5)) + stream.flush().size
-        chunks = session.bytes_up // 4 - CODES.size  # beside the codes, each chunk's place in its stream
-        assert session.bytes_down == 4 * received
-        assert 12 <= chunks <= 14
+        assert bytes_["down"] == 4 * received
+        assert bytes_["up"] == 4 * CODES.size
+        assert 11 <= bytes_["graphs"] <= 13
 
 
 def test_missing_operations_run_on_the_cpu(gpu, monkeypatch, small_dac, small_dac_file, caplog):
@@ -176,7 +177,7 @@ def test_missing_operations_run_on_the_cpu(gpu, monkeypatch, small_dac, small_da
         with codec.decoder_stream() as stream:  # one scheduled graph at a time: each phase replaces the last one's
             parts = [stream.push(CODES[:, :30]), stream.push(CODES[:, 30:]), stream.flush()]
         np.testing.assert_allclose(np.concatenate(parts), audio, atol=1e-5)
-        assert codec._session.cached_graphs == 1
+        assert len(codec._session._graphs) == 1
         assert set(codec.memory) == {"GPU0", "CPU"}
         assert codec.memory["GPU0"].total > codec.memory["GPU0"].weights > 0
 
@@ -235,7 +236,7 @@ def test_a_worker_beside_the_model_takes_the_cores_that_are_left(llm, small_dac,
     session = small_dac._session
     set_threads = session._set_threads
     monkeypatch.setattr(session, "_set_threads", lambda *a: (seen.append(a[2]), set_threads(*a)))
-    monkeypatch.setattr("vocoder_plugin.llm.usable_cores", lambda: 3)
+    monkeypatch.setattr("vocoder_plugin.llm.speech.usable_cores", lambda: 3)
     assert (llm.n_threads, session.n_threads) == (2, 2)
     with SpeechStream(llm, small_dac, overlap=True) as stream:
         stream._decode_beside(CODES[:, :20])

@@ -19,8 +19,10 @@ import pytest
 from tiny_llm import CONTROL, byte_tokens, one_choice, outetts_0_tokens, outetts_1_tokens, write_tiny_llm
 
 from vocoder_plugin import (
+    ArgumentError,
     AudioVocabulary,
     Codec,
+    KindError,
     SpeechStream,
     StreamError,
     TokenError,
@@ -211,7 +213,7 @@ def test_close_twice(llm, small_dac, script):
 def test_flush_ends_the_stream(llm, small_dac):
     with SpeechStream(llm, small_dac) as stream:
         stream.flush()
-        with pytest.raises(StreamError, match="has ended"):
+        with pytest.raises(StreamError, match="has ended; make a new one for the next generation"):
             stream.flush()
 
 
@@ -278,7 +280,88 @@ def generated(llm, tokens, *, prompt=PROMPT, max_tokens=10_000, end=frozenset(EN
 
 @pytest.mark.parametrize("end", END)
 def test_generation_ends_at_an_end_token(llm, script, end):
-    assert generated(llm, [*script[:30], end, *script[30:]]) == script[:30]
+    assert generated(llm, [*script[:30], end, *script[30:]]) == [*script[:30], end]
+
+
+def test_a_generation_says_why_it_was_cut(short_llm, script):
+    def cut(tokens, *, end=frozenset(END), **options):
+        tokens = generate_tokens(short_llm, PROMPT, end=end, **{"max_tokens": 9} | options | writes(tokens))
+        assert tokens.cut == ""
+        list(tokens)
+        return tokens.cut
+
+    assert cut([*script[:5], END[0]]) == ""
+    assert cut([*script[:8], END[0]]) == ""
+    assert cut(script) == "max_tokens = 9 was reached"
+    assert cut(script, max_tokens=10_000) == f"the context of {short_llm.n_ctx()} is full"
+
+
+def test_a_stream_says_that_it_was_cut(llm, small_dac, script):
+    for tokens, cut in ((script[:100], True), ([*script[:100], END[0]], False), ([END[1]], False), ([], True)):
+        _, stream = speak(llm, small_dac, tokens)
+        assert stream.cut is cut
+
+
+def test_a_stream_cut_by_a_callback(completed, llm, small_dac, script):
+    for limit, cut in ((10, True), (10_000, False)):
+        with SpeechStream(llm, small_dac) as stream:
+            completed(stream, [*script[:30], *END], lambda _pcm: None, limit=limit)
+            stream.flush()
+            assert stream.cut is cut
+
+
+def test_what_is_no_token_and_no_text(llm, small_dac):
+    with SpeechStream(llm, small_dac) as stream, special_tokens_shown(llm):
+        for token in ("<|c1_5|>", None, 3.0):
+            with pytest.raises(KindError, match="expected a token id"):
+                stream.push(token)
+        for text in (ID["<|c1_5|>"], None, b"<|c1_5|>"):
+            with pytest.raises(KindError, match="expected a str"):
+                stream.push_text(text)
+        assert list(stream.push(np.int32(ID["<|c1_5|>"]))) == []
+        assert stream.report.other_tokens == 0
+
+
+CLOSED = """if True:
+    import sys
+    import llama_cpp
+    from vocoder_plugin import ArgumentError, AudioVocabulary, Codec, SpeechStream
+    from vocoder_plugin.families.outetts import model_version, speak
+    from vocoder_plugin.llm import generate_tokens
+
+    llm = llama_cpp.Llama(sys.argv[1], n_ctx=256, n_threads=1, verbose=False)
+    with Codec.load(sys.argv[2], n_threads=1) as codec:
+        stream = SpeechStream(llm, codec)
+        waiting = speak(llm, codec, "Hello.")
+        llm.close()
+        for use in (
+            lambda: SpeechStream(llm, codec),
+            lambda: AudioVocabulary.from_llm(llm, codec),
+            lambda: generate_tokens(llm, "x", end=frozenset(), max_tokens=3),
+            lambda: stream.push_text("x"),
+            lambda: stream.as_logits_processor(print),
+            lambda: model_version(llm),
+            lambda: speak(llm, codec, "Hello."),
+            lambda: next(waiting),
+        ):
+            try:
+                use()
+            except ArgumentError as error:
+                assert "is closed" in str(error), error
+            else:
+                raise SystemExit("a closed Llama was taken")
+"""
+
+
+def test_a_closed_llama_is_refused(llm_file, small_dac_file):
+    """In a process of its own: llama.cpp would crash."""
+    command = [sys.executable, "-c", CLOSED, str(llm_file), str(small_dac_file)]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_what_is_no_llama(small_dac):
+    with pytest.raises(KindError, match=r"is of type str, expected a llama_cpp\.Llama"):
+        SpeechStream("llm.gguf", small_dac)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 29])
@@ -301,6 +384,11 @@ def short_llm(llm_file):
 def test_generation_ends_at_a_full_context(short_llm, script, left):
     prompt = "x" * (short_llm.n_ctx() - left)
     assert generated(short_llm, script, prompt=prompt) == script[:left]
+
+
+def test_no_tokens_at_all(llm, script):
+    with pytest.raises(ArgumentError, match="max_tokens is 0, expected at least 1"):
+        generated(llm, script, max_tokens=0)
 
 
 @pytest.mark.parametrize("excess", [0, 1, 1000])

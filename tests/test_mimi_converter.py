@@ -32,6 +32,12 @@ def test_from_transformers(fixtures, reference, tmp_path, kind, tolerance, same_
         assert (codec.encode(reference["wav"], 24000) == reference["encoded"]).mean() >= same_codes
 
 
+def test_the_same_checkpoint_gives_the_same_file(fixtures, tmp_path):
+    for name in ("one.gguf", "other.gguf"):
+        mimi.convert(fixtures / "tiny_mimi_hf", tmp_path / name)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "other.gguf").read_bytes()
+
+
 def test_moshis_order_of_queries_and_keys():
     rows = np.arange(8, dtype=np.float32)[:, np.newaxis]
     assert mimi._halves_first(rows, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]

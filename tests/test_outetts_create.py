@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import warnings
 
 import numpy as np
 import pytest
 import soundfile
 
-from vocoder_plugin import AudioError
+from vocoder_plugin import ArgumentError, AudioError
 from vocoder_plugin.families.outetts import (
     AlignmentError,
     Speaker,
@@ -19,6 +21,7 @@ from vocoder_plugin.families.outetts import (
 )
 from vocoder_plugin.families.outetts import features as features_module
 from vocoder_plugin.families.outetts.create import load_clip, plain_text
+from vocoder_plugin.families.outetts.plot import draw, picture_format
 
 RATE = 24000
 
@@ -147,6 +150,14 @@ def test_speaker_of_words(small_dac, clip):
     assert "<|word_start|>The<|features|><|t_0.40|>" in build_prompt("Go.", version=3, speaker=speaker)
 
 
+def test_words_of_another_transcript_are_refused(small_dac, clip):
+    for text in ("the OLD one", "“The” old - one!", "Theold one."):  # marks, case and parting do not count
+        assert create_speaker(clip, text, codec=small_dac, words=TIMES, sample_rate=RATE).version == 3
+    for text, place in (("The new one.", 2), ("The old one and more", 4), ("The old", 3), ("", 1)):
+        with pytest.raises(AlignmentError, match=f"do not fit the transcript from its word {place} on; leave the tr"):
+            create_speaker(clip, text, codec=small_dac, words=TIMES, sample_rate=RATE)
+
+
 def test_codes_come_from_windows_of_five_seconds(small_dac, clip):
     long = np.resize(clip, 6 * RATE)
     speaker = create_speaker(long, "a", codec=small_dac, words=[("a", 0, 6)], sample_rate=RATE)
@@ -231,3 +242,19 @@ def test_refused(small_dac, clip):
 
 def test_plain_text():
     assert plain_text(" “It’s” –\n fine…\x07 ") == '"It\'s" - fine...'
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_drawing_any_script(small_dac, clip, tmp_path, kind):
+    speaker = create_speaker(clip, codec=small_dac, words=[("今日は", 0, 1), ("$x_1$", 1, 2)], sample_rate=RATE)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(speaker, clip, small_dac, buffer, format=picture_format(tmp_path / f"me.{kind}"))
+    assert {"png": b"\x89PNG", "svg": b"<svg", "pdf": b"%PDF"}[kind] in buffer.getvalue()[:1000]
+
+
+@pytest.mark.parametrize(("name", "what"), [("me.gif", ".gif"), ("me", "a file without suffix"), ("me.SVGZ", ".svgz")])
+def test_pictures_that_are_not_drawn(name, what):
+    with pytest.raises(ArgumentError, match=rf"{name}: cannot draw {what}; use one of \.png, \.svg, \.pdf"):
+        picture_format(name)

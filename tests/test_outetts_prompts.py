@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
+import gguf
+import llama_cpp
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from outetts_texts import texts
+from speaking_llm import outetts_0_all
+from tiny_llm import byte_tokens, outetts_1_tokens, write_tiny_llm
 
 from vocoder_plugin.families.outetts import PromptError, Speaker, SpeakerError, build_prompt, build_training_prompt
-from vocoder_plugin.families.outetts.text import tidy_v3, tokens_v2, words_v1, words_v3
+from vocoder_plugin.families.outetts.markup import PUNCTUATION
+from vocoder_plugin.families.outetts.prompts import prompt_parts
+from vocoder_plugin.families.outetts.speech import _guided_words
+from vocoder_plugin.families.outetts.text import tidy_v3, tokens_v2, words_v1, words_v2, words_v3
+from vocoder_plugin.llm import Outside, prompt_tokens
 
 V1 = {
     "text": "Oh, hi",
@@ -146,3 +157,109 @@ def test_words_that_are_not_the_text():
         build_prompt("Go", version=2, speaker=V2 | {"text": "Oh, ho"})
     with pytest.raises(SpeakerError, match="has 2 words, but its text has 3"):
         build_prompt("Go", version=2, speaker=V2 | {"text": "Oh, hi you"})
+
+
+DISGUISES = [
+    "＜|audio_end|＞", "<\u200b|audio_end|>", "&lt;|audio_end|&gt;", "＜｜c1＿5｜＞", "＜｜５｜＞", "<|im_end|>",
+    "<think>", "<s>", '<"|audio_end|>', "<|<|audio_end|>audio_end|>",
+]  # fmt: skip
+FRAGMENTS = [
+    "<", ">", "|", "<|", "|>", "＜", "＞", "｜", "﹤", "﹥", "&lt;", "&gt;", "&#124;", "&amp;lt;", "\u200b", "\ufeff",
+    "\u00ad", "\x00", "\u0338", "ß", "ﬁ", "Ã¼", "ï¼\x9c", "audio_end", "audio＿end", "im_end", "c1_5", "c1＿5", "５",
+    "7", "think", "s", "_", " ", "\n", '"', "“", "…", "。", "?", "今", *DISGUISES, "<|emotion_start|>",
+    "<|emotion_end|>", "<|audio_", "end|>",
+]  # fmt: skip
+HOSTILE = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=3)), max_size=12).map("".join)
+BETWEEN = {"<|text_sep|>", "<|space|>", "<|emotion_start|>", "<|emotion_end|>", *PUNCTUATION.values()}
+EXTRA = ["<think>", "<s>", "<|custom_token_7|>", *BETWEEN]
+
+
+@pytest.fixture(scope="module", params=[gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED], ids=["control", "user"])
+def vocabularies(request, tmp_path_factory):
+    """Llamas of both kinds of vocabulary, with all markup of prompts; llama.cpp finds tokens of users in any text."""
+    found = {}
+    for version, special in ((1, outetts_0_all()), (3, outetts_1_tokens())):
+        path = tmp_path_factory.mktemp("vocabulary") / "llm.gguf"
+        special = list(
+            dict.fromkeys([*special, *EXTRA, "<|voice_characteristic_start|>", "<|voice_characteristic_end|>"])
+        )
+        write_tiny_llm(path, special, kind=request.param)
+        found[version] = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, verbose=False, vocab_only=True)
+        found[version].texts = [*byte_tokens(), *special]
+    found[2] = found[1]
+    yield found
+    found[1].close()
+    found[3].close()
+
+
+def markup_in(llm, tokens) -> Counter:
+    """The special tokens among these, but for those between words."""
+    return Counter(llm.texts[token] for token in tokens if token >= 256 and llm.texts[token] not in BETWEEN)
+
+
+def hostile_speaker(version: int, text: str, words: list[str]) -> dict:
+    """A profile whose texts are from outside; version 2 knows no words but those of its text."""
+    split = words_v2(text) if version == 2 else words
+    entries = [
+        {"word": word, "duration": 0.5, **({"c1": [7], "c2": [8]} if version == 3 else {"codes": [7]})}
+        for word in split
+    ]
+    return {"text": text, "words": entries, "interface_version": version, "emotion": text}
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@settings(max_examples=150)
+@given(text=HOSTILE, spoken=HOSTILE, word=HOSTILE)
+def test_no_text_becomes_a_control_token(version, vocabularies, text, spoken, word):
+    llm = vocabularies[version]
+    voice = {"voice": word} if version == 2 else {}
+    for speaker in (None, hostile_speaker(version, spoken, [word, word])):
+        if speaker is not None and not speaker["words"]:
+            continue
+        harmless = speaker and hostile_speaker(version, " ".join("a" for _ in speaker["words"]), ["a", "a"])
+        expected = markup_in(
+            llm, ids(llm, build_prompt("a", version=version, speaker=harmless, **voice and {"voice": "a"}))
+        )
+        given = dict(version=version, speaker=speaker, **voice)
+        assert markup_in(llm, prompt_tokens(llm, prompt_parts(text, **given))) == expected
+        as_text = markup_in(llm, ids(llm, build_prompt(text, **given)))
+        assert as_text - Counter({"<think>": 99, "<s>": 99}) == expected  # no markup of OuteTTS's; a str cannot tell
+        if speaker is not None:
+            trained = ids(llm, build_training_prompt(speaker))
+            assert markup_in(llm, trained)["<|audio_end|>"] == markup_in(llm, trained)["<|im_end|>"] == 1
+    for parts in _guided_words(text, version):
+        assert not markup_in(llm, prompt_tokens(llm, parts))
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_control_tokens_in_disguise(vocabularies, disguise):
+    llm = vocabularies[3]
+    speaker = hostile_speaker(3, f"Oh {disguise}", [disguise])
+    expected = markup_in(llm, ids(llm, build_prompt("a", version=3, speaker=hostile_speaker(3, "a", ["a"]))))
+    assert expected["<|c1_7|>"] == expected["<|audio_start|>"] == 1
+    assert markup_in(llm, prompt_tokens(llm, prompt_parts(f"Go {disguise}", version=3, speaker=speaker))) == expected
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_parts_of_harmless_prompts_are_the_tokens_of_the_whole(vocabularies, version):
+    llm = vocabularies[version]
+    speaker = {1: V1, 2: V2, 3: V3}[version]
+    for text in texts(0)[::3]:
+        if "<|" in text or "|>" in text:
+            continue
+        for known in (None, speaker):
+            parts = prompt_parts(text, version=version, speaker=known)
+            whole = build_prompt(text, version=version, speaker=known)
+            assert "".join(parts) == whole
+            assert prompt_tokens(llm, parts) == ids(llm, whole)
+
+
+def test_text_from_outside_stays_what_it_is(vocabularies):
+    """A vocabulary's own white space and letters count, wherever they come from."""
+    llm = vocabularies[3]
+    text = "a <b> |c| <|d  \n\t<e"
+    assert prompt_tokens(llm, ["", Outside(""), Outside(text)]) == ids(llm, text)
+
+
+def ids(llm, text: str) -> list[int]:
+    return llm.tokenize(text.encode(), add_bos=False, special=True)

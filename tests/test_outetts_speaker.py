@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from speaking_llm import outetts_1_speaker
 from test_outetts_prompts import V1, V2, V3
 
 from vocoder_plugin import VocoderError
-from vocoder_plugin.families.outetts import Speaker, SpeakerError
+from vocoder_plugin.families.outetts import Speaker, SpeakerError, Word, profiles
 
 
 def changed(data: dict, path: tuple, value: object) -> dict:
@@ -98,6 +100,45 @@ def test_no_file(tmp_path):
         Speaker.load(tmp_path / "none.json")
     with pytest.raises(SpeakerError, match="cannot be written"):
         Speaker.from_dict(V3).save(tmp_path / "none" / "x.json")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("pipe", "named pipe"), ("link", "device"), ("folder", "folder")])
+def test_what_is_no_regular_file(name, kind, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for read in (Speaker.load, lambda path: profiles.find(str(path))):
+        with pytest.raises(SpeakerError, match=f"{name}: cannot be read: it is a {kind}, expected a regular file"):
+            read(tmp_path / name)
+
+
+def test_what_a_refusal_names(tmp_path):
+    path = tmp_path / "bad.json"
+    for key, where in (("interface_version", ()), ("duration", ("words", 0)), ("c1", ("words", 1)), ("text", ())):
+        path.write_text(json.dumps(changed(V3, (*where, key), {})))
+        with pytest.raises(ValueError) as caught:
+            Speaker.load(path)
+        assert (caught.value.path, caught.value.key) == (str(path), key)
+
+
+@pytest.mark.parametrize("data", [V1, V2, V3])
+def test_copies(data):
+    speaker = Speaker.from_dict(data | {"codec": {"name": "dac", "sha256": "00" * 32}, "tags": ["a"]})
+    for made in (copy.deepcopy(speaker), copy.copy(speaker), pickle.loads(pickle.dumps(speaker))):
+        assert made == speaker
+        assert made.to_dict() == speaker.to_dict()
+        with pytest.raises(TypeError):
+            made.extra["tags"] = []
+    assert copy.deepcopy(speaker).extra["tags"] is not speaker.extra["tags"]
+
+
+def test_nothing_of_a_speaker_can_be_set():
+    features = {"energy": 5}
+    word = Word("a", 0.1, ((1,), (2,)), features)
+    features["energy"] = 6
+    assert word.features == {"energy": 5}
+    with pytest.raises(TypeError):
+        word.features["energy"] = 6
 
 
 def test_damaged_at_any_place(tmp_path):

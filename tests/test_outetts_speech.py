@@ -9,7 +9,7 @@ import warnings
 import llama_cpp
 import numpy as np
 import pytest
-from speaking_llm import FRAMES, outetts_0_all, outetts_0_script, outetts_1_speaker, write_speaking_llm
+from speaking_llm import FRAMES, NEWLINE, outetts_0_all, outetts_0_script, outetts_1_speaker, write_speaking_llm
 from tiny_llm import CONTROL, byte_tokens, outetts_1_tokens, write_tiny_llm
 
 from vocoder_plugin import TokenError
@@ -303,8 +303,6 @@ def test_versions(llms, llm, tmp_path, small_dac):
         assert model_version(other) == version
         with pytest.raises(TokenError, match=r"is OuteTTS 0.*, which needs a codec with 1 codebook, but .* 2;"):
             speak(other, small_dac, "Go on.")
-        with pytest.raises(PromptError, match="guided words are known to version 3 only"):
-            speak(other, small_dac, "Go on.", guided=True)
         other.close()
 
 
@@ -344,6 +342,55 @@ def test_versions_1_and_2_speak(version, with_speaker, tmp_path):
     assert context(old)[: len(prompt)] == prompt
     assert [tokens[t] for t in context(old)[len(prompt) :]] == [f"<|{i}|>" for i in range(12)]
     old.close()
+
+
+@pytest.mark.parametrize("ends_early", [False, True])
+@pytest.mark.parametrize("with_speaker", [False, True])
+@pytest.mark.parametrize("version", [1, 2])
+def test_guided_words_of_versions_1_and_2(version, with_speaker, ends_early, tmp_path):
+    """The model goes on for ever, or ends after the first word; both ways it says each word once, in order."""
+    mark = {1: "<|code_end|>", 2: "<|space|>"}[version]
+    special = [*outetts_0_all(), "<|comma|>", "<|exclamation_mark|>"]
+    if version == 1:
+        special.remove("<|space|>")
+    codes = [f"<|{i}|>" for i in range(12)]
+    scripts = [["a", *codes, "<|audio_end|>" if ends_early else mark], ["<|comma|>", codes[0]]]
+    tokens = write_speaking_llm(tmp_path / "old.gguf", [*scripts, ["<|exclamation_mark|>", codes[0]]], special=special)
+    old = load(tmp_path / "old.gguf", n_ctx=1024)
+    words = [{"word": "oh", "duration": 0.03, "codes": [7, 8]}, {"word": "hi", "duration": 0.01, "codes": [9]}]
+    options = {"speaker": {"text": "Oh, hi", "words": words, "interface_version": version}} if with_speaker else {}
+    progress = []
+    said = "Papa, mama, data!"
+    samples = np.concatenate(
+        list(speak(old, OneCodebook(), said, seed=1, guided=True, on_progress=progress.append, **options))
+    )
+    assert samples.tolist() == [*range(12)] * 3
+    prompt = old.tokenize(build_prompt(said, version=version, **options).encode(), add_bos=False, special=True)
+    written = "".join(tokens[token] for token in context(old)[len(prompt) :]).replace(NEWLINE, "\n")
+    texts = ["papa", "mama", "data"] if version == 1 else ["papa<|comma|>", "mama<|comma|>", "data<|exclamation_mark|>"]
+    opening = "\n" if version == 1 and with_speaker else ""
+    assert written == opening + f"{mark}\n".join(text + "".join(codes) for text in texts)
+    assert progress[-1].words == (0 if ends_early else 3)
+    old.close()
+
+
+def test_guided_emotions():
+    text = "well <|emotion_start|>laughs <|audio_end|><|emotion_end|> then, <|emotion_start|>sighs<|emotion_end|>"
+    guided = ["".join(parts) for parts in speech_module._guided_words(text, 2)]
+    assert guided == ["well", "<|emotion_start|>laughs  <|emotion_end|><|space|>\nthen<|comma|>"]
+
+
+def test_two_speeches_in_turns_on_one_llama(llms, small_dac):
+    llm = llms["endless"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = [next(iter(speak(llm, small_dac, text, seed=1, max_length=300))) for text in ("Go on.", "Stop it.")]
+        first, second = (speak(llm, small_dac, text, seed=1, max_length=300) for text in ("Go on.", "Stop it."))
+        np.testing.assert_array_equal(next(first), alone[0])
+        np.testing.assert_array_equal(next(second), alone[1])  # begins anew, whatever the context holds
+        with pytest.raises(SpeechError, match="the Llama was used for something else in the middle of a speech"):
+            list(first)
+        assert next(second).size  # nothing has used the Llama since
 
 
 def test_a_model_without_audio_tokens(tmp_path, small_dac):

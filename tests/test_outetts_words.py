@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -124,6 +127,8 @@ def test_formats(name, encoding, tmp_path):
     ("x.json", '[{"word": "a", "start": 2, "end": 1}]', "word 1 .'a'. is said from 2.0 to 1.0 s"),
     ("x.json", '[{"word": "a", "start": NaN, "end": 1}]', "is said from nan to"),
     ("x.json", '[["a", 1, 2], ["b", 0, 3]]', "word 2 .'b'. comes before the word ahead of it"),
+    ("x.json", '{"segments": [{"text": "a b", "start": 0, "end": 1}]}', "have no word times; have Whisper write them"),
+    ("x.json", '{"segments": 3}', "expected a list of words, or an object with 'words' or 'segments'"),
     ("x.ctm", "clip 1 0.0 word", "line 1 has 4 fields, expected file, channel, start, duration, word"),
     ("x.ctm", "clip 1 zero 1 word", "not a readable .ctm file"),
     ("x.srt", "1\n00:00:00,000 --> 00:00:01,000\ntwo words\n", "several words, expected a cue for each word"),
@@ -141,6 +146,67 @@ def test_refused(name, content, said, tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(AlignmentError, match="cannot be read: No such file"):
         read_words(tmp_path / "none.json")
+
+
+def test_what_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "link.srt").symlink_to("/dev/zero")
+    (tmp_path / "folder.ctm").mkdir()
+    for name, kind in (("pipe.json", "named pipe"), ("link.srt", "device"), ("folder.ctm", "folder")):
+        with pytest.raises(AlignmentError, match=f"{name}: cannot be read: it is a {kind}, expected a regular file"):
+            read_words(tmp_path / name)
+
+
+LINES = "00:00:00,000 --> 00:00:01,000\n"
+LARGE = {
+    "digits.srt": "9" * 2_000_000 + " --> 00:00:01,000\nword\n",
+    "cue_digits.srt": LINES + "<" + "1" * 2_000_000 + ":1",
+    "colons.srt": "1:" * 1_000_000 + " --> 1\nword\n",
+    "opening.srt": LINES + "<" * 2_000_000,
+    "opening_brace.vtt": LINES + "{" * 2_000_000,
+    "times.vtt": LINES + "<00:00:00.5" * 180_000,
+    "spaces.srt": ("\n" + " " * 1000) * 2_000,
+    "blocks.srt": LINES + "\n\n" * 1_000_000,
+    "quotes.textgrid": '"' * 2_000_001,
+    "open_string.textgrid": 'ooTextFile "' + 'a""' * 700_000,
+    "brackets.textgrid": "[" * 1_000_000 + "1" * 1_000_000,
+    "numbers.textgrid": "-1e" * 700_000,
+    "tiers.textgrid": SHORT_TEXTGRID.replace("<exists>\n1", "<exists>\n999999999999") + "0 " * 900_000,
+    "deep.json": "[" * 2_000_000,
+    "number.json": "9" * 2_000_000,
+    "objects.json": "[" + "{}," * 600_000 + "{}]",
+    "fields.ctm": "a " * 1_000_000,
+    "comments.ctm": ";;\n" * 600_000,
+}
+READ_ALL = """if True:
+    import resource, sys, time
+    from pathlib import Path
+    from vocoder_plugin.families.outetts import AlignmentError, read_words
+
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for path in sorted(Path(sys.argv[1]).iterdir()):
+        before = time.process_time()
+        try:
+            read_words(path)
+        except AlignmentError as error:
+            assert len(str(error)) < 1000, path
+        assert time.process_time() - before < 5, f"{path}: {time.process_time() - before} s"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start < 220_000  # kB: 10 times the file, and 200 MB
+"""
+
+
+def test_work_and_memory_are_bounded_by_the_size(tmp_path):
+    """Files of 2 MB that a search which starts anew at each character would read for hours."""
+    for name, text in LARGE.items():
+        (tmp_path / name).write_text(text)
+    subprocess.run([sys.executable, "-c", READ_ALL, str(tmp_path)], check=True, timeout=300)
+
+
+def test_too_large(tmp_path):
+    with open(tmp_path / "x.json", "wb") as file:
+        file.truncate(1 << 32)
+    with pytest.raises(AlignmentError, match=r"x\.json: 4294967296 bytes are too many"):
+        read_words(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -173,7 +239,9 @@ def spoken(fixtures):
 def test_alignment(spoken):
     """Numbers, names of no dictionary and titles included; tests/parity measures a hundred sentences."""
     for text, starts, samples, rate in spoken:
-        words = align(samples, rate, text, aligner="pocketsphinx")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            words = align(samples, rate, text, aligner="pocketsphinx")
         assert [word.text for word in words] == text.split()
         errors = np.abs(np.array([word.start for word in words]) - starts)
         assert np.median(errors) <= 0.04
@@ -193,6 +261,63 @@ def test_marks_alone_join_a_word(spoken):
     text, _, samples, rate = spoken[0]
     dashed = text.replace("slowly", "slowly --")
     assert "slowly --" in [word.text for word in align(samples, rate, f"* {dashed}", aligner="pocketsphinx")]
+
+
+def test_a_transcript_of_something_else_is_warned_about(spoken):
+    (text, _, samples, rate), (other, _, _, _) = spoken
+    with pytest.warns(UserWarning, match=r"may not be what is said in the clip: .*; check it"):
+        align(samples, rate, other, aligner="pocketsphinx")
+    beginning = " ".join(text.split()[:4])
+    with pytest.warns(UserWarning, match=r"may not be what is said .*: [5-9]\d% of the sound is in none of its words"):
+        align(samples, rate, beginning, aligner="pocketsphinx")
+
+
+def test_silence_around_the_words_is_no_sound_unused(spoken):
+    text, _, samples, rate = spoken[0]
+    padded = np.concatenate([np.zeros(2 * rate, np.float32), samples, np.zeros(2 * rate, np.float32)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert align(padded, rate, text, aligner="pocketsphinx")[0].start > 1.9
+
+
+@pytest.mark.parametrize("pitch", [0.8, 1.35])
+def test_voices_far_from_the_model_are_placed(spoken, pitch):
+    """With beams of 1e-200, the words of such voices were lost."""
+    text, starts, samples, rate = spoken[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        words = align(samples, int(rate * pitch), text, aligner="pocketsphinx")
+    assert np.median(np.abs(np.array([word.start for word in words]) * pitch - starts)) < 0.05
+
+
+@pytest.mark.parametrize(("text", "letter"), [
+    ("The old Учитель walked", "у"), ("こんにちは", "こ"), ("The old straße.", "ß"), ("今日 is fine", "今"),
+])  # fmt: skip
+def test_other_scripts_are_refused(spoken, text, letter):
+    _, _, samples, rate = spoken[0]
+    with pytest.raises(
+        AlignmentError, match=f"has the letter '{letter}', and pocketsphinx knows English only; .*--words"
+    ):
+        align(samples, rate, text, aligner="pocketsphinx")
+
+
+def test_another_language_in_plain_letters_is_warned_about(spoken):
+    _, _, samples, rate = spoken[0]
+    german = "Der alte Lehrer ging langsam zwischen den Tischen umher, und niemand antwortete."
+    with pytest.warns(
+        UserWarning, match=r"of 12 words .* in no English dictionary, such as .*; pocketsphinx knows English"
+    ):
+        align(samples, rate, german, aligner="pocketsphinx")
+    said = "words of the transcript are in no English dictionary, such as "
+    assert any(said in str(warning.message) and "--words" in str(warning.message) for warning in told)
+
+
+def test_accents_are_english_enough(spoken):
+    text, _, samples, rate = spoken[0]
+    accented = text.replace("teacher", "téacher")
+    plain = align(samples, rate, text, aligner="pocketsphinx")
+    found = align(samples, rate, accented, aligner="pocketsphinx")
+    assert [(w.start, w.end) for w in found] == [(w.start, w.end) for w in plain]
 
 
 def test_alignment_refuses(spoken):

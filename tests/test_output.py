@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import subprocess
 import sys
 import threading
 
@@ -65,7 +67,7 @@ def test_file_begins_with_the_first_samples(tmp_path):
 
 def test_growing_file_closes_twice_and_after_an_error(tmp_path):
     file = GrowingFile(tmp_path / "none" / "out.wav", RATE, format="WAV")
-    with pytest.raises(OSError):
+    with pytest.raises(AudioError, match=r"out\.wav: cannot be written: No such file or directory"):
         file.write(noise(5))
     file.close()
     file = GrowingFile(tmp_path / "out.wav", RATE, format="WAV")
@@ -73,6 +75,55 @@ def test_growing_file_closes_twice_and_after_an_error(tmp_path):
     file.close()
     file.close()
     assert soundfile.info(tmp_path / "out.wav").frames == 5
+
+
+FULL_DISK = """if True:
+    import resource, signal, sys
+    import numpy as np
+    from vocoder_plugin import AudioError
+    from vocoder_plugin.audio.output import GrowingFile
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)  # as a disk with so much room
+    samples = np.random.default_rng(0).normal(0, 0.3, 5001).astype(np.float32)
+    with GrowingFile(sys.argv[1], 24000, format=sys.argv[2]) as file:
+        try:
+            while True:
+                file.write(samples)
+        except AudioError as error:
+            print(file.n_samples, error)
+"""
+
+
+@pytest.mark.parametrize("room", [0, 30, 44, 45, 100_001])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG"])
+def test_a_full_disk_keeps_what_was_written(tmp_path, kind, room):
+    path = tmp_path / "out"
+    command = [sys.executable, "-c", FULL_DISK, str(path), kind, str(room)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    n, said = done.stdout.split(" ", 1)
+    assert said == f"{path}: cannot be written: File too large\n"
+    assert done.stderr == ""
+    if room < 1000:
+        assert not path.exists()
+        return
+    parts = []
+    with soundfile.SoundFile(path) as sound, contextlib.suppress(soundfile.LibsndfileError):  # FLAC: no end is marked
+        while (part := sound.read(1000, dtype="float32")).size:
+            parts.append(part)
+    samples = np.concatenate(parts)
+    whole = np.random.default_rng(0).normal(0, 0.3, 5001).astype(np.float32)
+    if kind == "WAV":
+        assert samples.size == int(n) == (room - 44) // 2
+    assert samples.size >= 20_000
+    if kind != "OGG":
+        np.testing.assert_allclose(samples, np.resize(pcm16(whole) / 32768, samples.size), atol=1e-6)
+
+
+def test_a_pipe_into_a_full_disk():
+    said = "the samples cannot be written: No space left on device"
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(AudioError, match=said):
+        RawPipe(full).write(noise(5))
 
 
 # RawPipe

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from random_dac import SIZES, write_random_dac
 
 from vocoder_plugin import Codec, CodesError, StreamError, kernels
-from vocoder_plugin.codec import Codec as CodecClass
 
 BEST = next(iter(kernels.available()), None)
 RNG = np.random.default_rng(11)
@@ -121,7 +120,7 @@ def test_chunk_size_changes_nothing(small_dac_file, monkeypatch):
     """Offline decoding in one piece, and in pieces of other sizes."""
     results = []
     for seconds in (0.2, 0.32, 10.0):
-        monkeypatch.setattr("vocoder_plugin.codec.CHUNK_SECONDS", seconds)
+        monkeypatch.setattr("vocoder_plugin.codecs.model.CHUNK_SECONDS", seconds)
         with Codec.load(small_dac_file, n_threads=2) as codec:
             results.append((codec.decode(CODES), codec.encode(WAV, 24000)))
     for audio, codes in results[1:]:
@@ -218,7 +217,7 @@ def test_graphs_take_a_limited_number_of_streams(small_dac, monkeypatch):
     streams = [small_dac.decoder_stream() for _ in range(8)]
     batches, real = [], streams[0]._pass.run
     monkeypatch.setattr(
-        streams[0]._pass, "run", lambda states, *args: batches.append(len(states)) or real(states, *args)
+        streams[0]._pass, "run", lambda head, states, *args: batches.append(len(states)) or real(head, states, *args)
     )
     others = [np.roll(CODES, i, axis=1)[:, :20] for i in range(8)]
     parts = small_dac.push_many(streams, others)
@@ -231,7 +230,7 @@ def test_padding_beyond_the_tensor_of_zeros(small_dac_file, monkeypatch):
     """A wide layer and many streams need more than there are; ggml would end the process."""
     results = []
     for floats in (1 << 18, 1 << 9):
-        monkeypatch.setattr("vocoder_plugin.net.ops.ZERO_FLOATS", floats)
+        monkeypatch.setattr("vocoder_plugin.net.portable.ZERO_FLOATS", floats)
         with Codec.load(small_dac_file, kernels="off", n_threads=1) as codec:
             streams = [codec.decoder_stream() for _ in range(5)]
             results.append(codec.push_many(streams, [CODES[:, :20]] * 5))
@@ -389,14 +388,14 @@ def test_eight_threads_on_one_codec(small_dac):
 
 def test_two_threads_on_one_stream_are_refused(small_dac, monkeypatch):
     inside, leave = threading.Event(), threading.Event()
-    real = CodecClass.code_rows
+    real = Format.table_rows
 
     def slow(self, codes):
         inside.set()
         leave.wait(30)
         return real(self, codes)
 
-    monkeypatch.setattr(CodecClass, "code_rows", slow)
+    monkeypatch.setattr(Format, "table_rows", slow)
     with small_dac.decoder_stream() as stream:
         thread = threading.Thread(target=stream.push, args=(CODES[:, :20],))
         thread.start()
@@ -422,13 +421,13 @@ def test_graphs_are_reused(small_dac_file):
                 settled = len(built)
         assert len(built) == settled
         # first chunk, middle chunk, and the flush that brings no frames
-        assert len(set(built)) == codec._session.cached_graphs == 3
+        assert len(set(built)) == len(codec._session._graphs) == 3
 
 
 def test_cache_of_graphs_is_bounded(small_dac_file):
     with Codec.load(small_dac_file, n_threads=1) as codec:
         # longest first: a growing compute buffer would empty the cache
         expected = {n: codec.decode(CODES[:, :n]) for n in range(40, 0, -1)}
-        assert codec._session.cached_graphs == codec._session.max_graphs
+        assert len(codec._session._graphs) == codec._session.max_graphs
         for n in (1, 20, 40):
             np.testing.assert_array_equal(codec.decode(CODES[:, :n]), expected[n])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +26,14 @@ class Persistent(NamedTuple):
     value: tuple
 
 
+class Raw(NamedTuple):
+    opcodes: bytes
+
+
 def pickled(value: Any) -> bytes:
     """Pickle opcodes that leave this value on the stack."""
+    if isinstance(value, Raw):
+        return value.opcodes
     if isinstance(value, Global):
         return b"c%s\n%s\n" % (value.module.encode(), value.name.encode())
     if isinstance(value, Call):
@@ -51,6 +58,13 @@ def tensor(key: str, count: int, size: tuple, stride: tuple, *, offset: int = 0,
     storage = Persistent(("storage", kind, key, "cpu", count))
     hooks = Call(Global("collections", "OrderedDict"), ())
     return Call(Global("torch._utils", "_rebuild_tensor_v2"), (storage, offset, size, stride, False, hooks))
+
+
+def legacy_file(content: Any, storages: dict[str, bytes]) -> bytes:
+    """As torch before 1.6 wrote: pickles one after the other, then each storage after its number of values."""
+    head = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+    tail = b"".join(struct.pack("<q", len(values) // 4) + values for values in storages.values())
+    return head + pickle_file(content) + pickle.dumps(list(storages), 2) + tail
 
 
 def write_zip(path: Path, data_pkl: bytes, storages: dict[str, bytes], *, folder: str = "archive/") -> Path:

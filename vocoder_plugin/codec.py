@@ -7,36 +7,39 @@ import functools
 import logging
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
 from . import kernels as kernels_module
 from .audio.samples import as_mono, resample
-from .codecs import dac, wavtokenizer_file
-from .codecs.dac_file import Tensors
-from .errors import AudioError, CodesError, ModelFileError, VocoderError
+from .codecs.model import Model
+from .codecs.registry import read_model
+from .errors import ArgumentError, AudioError, CodesError, VocoderError, refusal
 from .gguf_file import GGUFFile
-from .net.ops import GraphOps, Lowering, Native, Portable
-from .net.plan import Plan, Signal
-from .net.weights import check_shapes
+from .net.lowering import Lowering
+from .net.native import Native
+from .net.portable import Portable
 from .runtime.ggml import Device, library
 from .runtime.graph import Memory, Session
 from .runtime.placement import choose_device
 from .runtime.rehearsal import Fit, Rehearsal
-from .streams.exact import DecoderStream, EncoderStream, Pass, push_many
+from .streams.early import EarlyDecoderStream
+from .streams.exact import DecoderStream, EncoderStream, check_pairs, push_many, reach_frames
+from .streams.passes import Pass
+from .streams.whole_clip import PieceDecoderStream, StagedEncoderStream, decode_clip
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "int16", "int8")
 MOST_THREADS = 512  # of ggml, which crashes beyond
 REHEARSED_SECONDS = 10.0  # a sentence or two: the buffers of codecs that see whole clips grow with them
-EXIT_SECONDS = 10.0  # that the interpreter's exit waits for what another thread computes
-CHUNK_SECONDS = 0.32  # of a chunk in long input: activations stay in cache, weights are read rarely enough
+EXIT_SECONDS = 10.0  # The interpreter's exit waits so long for what another thread computes.
 
 
+@final
 class Codec:
     """A neural audio codec on one device. Make it with ``Codec.load``.
 
@@ -47,6 +50,8 @@ class Codec:
     ----------
     name : str
         What the file calls the model.
+    format : Format
+        What its codes and samples look like.
     sample_rate : int
         Hz.
     hop_length : int
@@ -54,7 +59,9 @@ class Codec:
     frame_rate : float
         Frames per second.
     n_codebooks, codebook_size : int
-        A frame has n_codebooks codes, each from 0 to codebook_size - 1.
+        A frame has codes of n_codebooks codebooks, each from 0 to codebook_size - 1.
+    latent_dim : int
+        Values of a frame's latents before quantisation.
     has_encoder, has_decoder : bool
     exact_streams : bool
         Whether streams can give the samples of offline decoding.
@@ -65,71 +72,24 @@ class Codec:
         ``float32``, ``int16`` or ``int8``.
     """
 
-    exact_streams = True
-    load_options: tuple[str, ...] = ()  # that ``load`` takes beyond those of all codecs
-
-    def __init__(self, file: GGUFFile, device: Device, *, n_threads: int, kernels: str | None, precision: str) -> None:
-        self._tensors = Tensors(file)
-        self._config = config = self._tensors.config
-        self._begin(file, config, device, Native, Portable, n_threads=n_threads, kernels=kernels, precision=precision)
-        self._plans: dict[str, Plan] = {}
-        if self.has_decoder:
-            self._plans["decode"] = plan = Plan()
-            self._decoder_delay = dac.decode(plan, config, None).delay
-        if self.has_encoder:
-            self._plans["encode"] = plan = Plan()
-            dac.encode(plan, config, Signal(None, 1, config.hop_length, config.hop_length, 0))
-        for plan in self._plans.values():
-            check_shapes(plan.specs, self._tensors.find, path=file.path)
-        self._chunk_frames = max(
-            round(CHUNK_SECONDS * self.frame_rate), *(p.first_frames for p in self._plans.values())
-        )
-
-    def _begin(
-        self,
-        file: GGUFFile,
-        config: Any,
-        device: Device,
-        native: type[Native],
-        portable: type[Portable],
-        *,
-        n_threads: int,
-        kernels: str | None,
-        precision: str,
-    ) -> None:
-        """What every codec has: its sizes, a lowering that fits the device, and a session there."""
-        self.path = file.path
-        self.name = config.name
-        self.sample_rate = config.sample_rate
-        self.hop_length = config.hop_length
-        self.frame_rate = config.sample_rate / config.hop_length
-        self.n_codebooks = config.n_codebooks
-        self.codebook_size = config.codebook_size
-        self.has_encoder = config.has_encoder
-        self.has_decoder = config.has_decoder
-        self.device = device
-        self.precision = precision
-        lib = library()
-        compiled = self._choose_kernels(device, kernels, precision)
-        self._lowering: Lowering = (
-            native(lib, device, compiled, precision=precision, n_threads=n_threads)
-            if compiled
-            else portable(lib, device)
-        )
-        self.lowering = f"native/{compiled.name}" if compiled else "portable"
-        self._session = Session(lib, device, n_threads=n_threads)
-        self._passes: dict[str, Pass] = {}
+    def __init__(self, model: Model, device: Device, lowering: Lowering, session: Session, *, precision: str) -> None:
+        self.format = model.format
+        self.name, self.path = model.format.name, model.file.file.path
+        self.sample_rate, self.hop_length = model.format.sample_rate, model.format.hop_length
+        self.frame_rate = model.format.frame_rate
+        self.n_codebooks, self.codebook_size = model.format.n_codebooks, model.format.codebook_size
+        self.latent_dim = model.latent_dim
+        self.has_encoder, self.has_decoder = model.has_encoder, model.has_decoder
+        self.device, self.precision = device, precision
+        kernels = getattr(lowering, "kernels", None)
+        self.lowering = f"{lowering.name}/{kernels.name}" if kernels else lowering.name
+        self._stages, self._session = model.stages, session
+        self._passes = {
+            name: Pass(name, session, lowering, heads, model.file.find, chunk_frames=model.chunk_frames)
+            for name, heads in model.passes().items()
+        }
+        self.exact_streams = not (self.has_decoder and self._passes["decoder"].plan.whole_clip)
         _closed_at_exit().add(self)
-
-    @staticmethod
-    def _choose_kernels(device: Device, kernels: str | None, precision: str) -> kernels_module.Kernels | None:
-        if kernels not in (None, "off", *kernels_module.available()):
-            choice = ", ".join([*kernels_module.available(), "off"])
-            raise VocoderError(f"no native kernels {kernels!r} that this CPU can run; there are {choice}")
-        compiled = kernels_module.load(library(), kernels) if device.is_cpu and kernels != "off" else None
-        if precision != "float32" and not compiled:
-            raise VocoderError(f"precision {precision!r} needs the native kernels, which run on the CPU only")
-        return compiled
 
     @classmethod
     def load(
@@ -161,13 +121,14 @@ class Codec:
             memory of the weights, at about 50 dB from float32. ``"int8"`` keeps the weights of large
             layers in half of that, which short pushes feel, at about 30 dB. Native kernels only.
         **options
-            Of Mimi: ``n_codebooks`` (int, default 8) to use, and ``sliding_window`` (int, positions) for
-            a file that does not say it and whose window is not Kyutai's 250.
+            What the file's codec declares beside these; ``vocoder-plugin info FILE`` lists them.
 
         Raises
         ------
         ModelFileError
             If the file cannot be read or is not a codec this package knows.
+        ArgumentError
+            If an argument has a value that cannot be used, or the codec has no such option.
         DeviceError, LibraryError
             If there is no such device, or no usable libggml.
 
@@ -176,20 +137,16 @@ class Codec:
         alone run on the CPU (see docs/devices.md).
         """
         if n_threads is not None and not 1 <= n_threads <= MOST_THREADS:
-            raise ValueError(f"n_threads is {n_threads}, expected 1 to {MOST_THREADS}")
+            raise ArgumentError(refusal("n_threads", n_threads, f"1 to {MOST_THREADS}"))
         if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
-        file = GGUFFile(path)
-        kind = _kind_of(file, options)
+            raise ArgumentError(refusal("precision", repr(precision), f"one of {', '.join(PRECISIONS)}"))
+        model = read_model(GGUFFile(path), **options)
         lib = library()
         threads = n_threads or getattr(llm, "n_threads", None) or usable_cores()
-
-        def make(device: Device) -> Codec:
-            return kind(file, device, n_threads=threads, kernels=kernels, precision=precision, **options)
-
+        make = functools.partial(cls._make, model, n_threads=threads, kernels=kernels, precision=precision)
         codec = make(choose_device(lib, llm, device))
         if not codec.device.is_cpu:
-            fit = _rehearse(kind, file, codec.device, options)
+            fit = cls._rehearse(model, codec.device)
             if fit.refusal:
                 logger.warning("%s; %s runs on the CPU instead", fit.refusal, codec.name)
                 codec.close()
@@ -197,6 +154,22 @@ class Codec:
             if fit.missing:
                 logger.warning("%s lacks %s: these run on the CPU", codec.device.name, ", ".join(fit.missing))
         return codec
+
+    @classmethod
+    def _make(cls, model: Model, device: Device, *, n_threads: int, kernels: str | None, precision: str) -> Codec:
+        lib = library()
+        if kernels not in (None, "off", *kernels_module.available()):
+            choice = ", ".join([*kernels_module.available(), "off"])
+            raise ArgumentError(f"no native kernels {kernels!r} that this CPU can run; there are {choice}")
+        compiled = kernels_module.load(lib, kernels) if device.is_cpu and kernels != "off" else None
+        if precision != "float32" and not compiled:
+            raise ArgumentError(f"precision {precision!r} needs the native kernels, which run on the CPU only")
+        lowering = (
+            Native(lib, device, compiled, precision=precision, n_threads=n_threads)
+            if compiled
+            else Portable(lib, device)
+        )
+        return cls(model, device, lowering, Session(lib, device, n_threads=n_threads), precision=precision)
 
     @staticmethod
     def survey(path: str | os.PathLike[str], device: str | None = None, **options: Any) -> Fit:
@@ -207,45 +180,57 @@ class Codec:
         path, device, **options
             As ``load`` takes them.
         """
-        file = GGUFFile(path)
-        return _rehearse(_kind_of(file, options), file, library().device(device), options)
+        return Codec._rehearse(read_model(GGUFFile(path), **options), library().device(device))
 
-    # -- offline
+    @classmethod
+    def _rehearse(cls, model: Model, device: Device) -> Fit:
+        """Build every graph of REHEARSED_SECONDS of sound in the CPU's memory, for another device to look at."""
+        cpu, session = library().device("CPU"), Rehearsal(library(), device)
+        with cls(model, cpu, Portable(library(), cpu, blank=True), session, precision="float32") as codec:
+            if codec.has_decoder:
+                frames = round(REHEARSED_SECONDS * codec.frame_rate)
+                codec.decode(np.zeros((len(codec.format.rows), frames), np.int32))
+            if codec.has_encoder:
+                codec.encode(np.zeros(round(REHEARSED_SECONDS * codec.sample_rate), np.float32), codec.sample_rate)
+            return Fit(codec.name, device, codec.memory[cpu.name], dict(session.missing), session.stuck)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes to samples.
 
         Parameters
         ----------
-        codes : int array [n_codebooks, n_frames]
-            Values 0 to codebook_size - 1.
+        codes : int array [rows of a frame, n_frames]
+            Values 0 to codebook_size - 1. A row a codebook in most codecs; ``format`` tells, and how many
+            of the last may be left out.
 
         Returns
         -------
         float32 array [n_samples]
-            In [-1, 1]; about n_frames * hop_length samples, see ``decoded_length``.
+            Nominally in [-1, 1]; ``decoded_length(n_frames)`` of them.
 
         Raises
         ------
         CodesError
             For codes of a wrong type, shape or range, or none at all.
         """
-        codes = self.check_codes(codes)
-        if codes.shape[1] == 0:
+        pass_, codes = self._pass("decoder"), self.format.checked(codes)
+        n, step = codes.shape[1], pass_.chunk_frames
+        if n == 0:
             raise CodesError("there are no codes to decode")
-        samples = np.empty(self.decoded_length(codes.shape[1]), np.float32)
+        if pass_.plan.whole_clip:
+            return decode_clip(self.format, pass_, codes)
+        samples = np.empty(self.decoded_length(n), np.float32)
         done = 0
-        with self.decoder_stream() as stream:
-            for start in range(0, codes.shape[1], self._chunk_frames):
-                chunk = codes[:, start : start + self._chunk_frames]
-                last = start + self._chunk_frames >= codes.shape[1]
-                part = stream.finish(chunk) if last else stream.push(chunk)
+        with DecoderStream(self.format, pass_) as stream:
+            for start in range(0, n, step):
+                chunk = codes[:, start : start + step]
+                part = stream.finish(chunk) if start + step >= n else stream.push(chunk)
                 samples[done : done + part.size] = part
                 done += part.size
         assert done == samples.size, (done, samples.size)
         return samples
 
-    def encode(self, audio: np.ndarray, sample_rate: int) -> np.ndarray:
+    def encode(self, audio: np.ndarray, sample_rate: int, *, n_codebooks: int | None = None) -> np.ndarray:
         """Samples to codes.
 
         Parameters
@@ -254,10 +239,12 @@ class Codec:
             Nominally in [-1, 1]; channels are averaged, other rates resampled.
         sample_rate : int
             Of ``audio``, in Hz.
+        n_codebooks : int, optional
+            Give the first so many rows of a frame, where the codec can decode those alone; by default all.
 
         Returns
         -------
-        int32 array [n_codebooks, n_frames]
+        int32 array [rows of a frame, n_frames]
             n_frames = ceil(samples at the codec's rate / hop_length); the end is padded with zeros.
 
         Raises
@@ -265,46 +252,101 @@ class Codec:
         AudioError
             For audio of a wrong type or shape, empty, or with values that are not finite.
         """
+        rows = self.format.rows_given(n_codebooks)
         samples = resample(as_mono(audio), sample_rate, self.sample_rate)
         if samples.size == 0:
             raise AudioError("there are no samples to encode")
         with self.encoder_stream() as stream:
-            return stream.finish(samples)
+            return stream.finish(samples)[:rows]
+
+    def encode_latents(
+        self, audio: np.ndarray, sample_rate: float | None = None, *, frame_rate: float | None = None
+    ) -> np.ndarray:
+        """Samples to latents before quantisation.
+
+        Parameters
+        ----------
+        audio : float array [n_samples] or [n_samples, channels]
+            Nominally in [-1, 1]; channels are averaged, other rates resampled.
+        sample_rate : float, optional
+            Of ``audio``, in Hz; by default the codec's.
+        frame_rate : float, optional
+            Latents per second, interpolated linearly (see ``encoder_stream``); by default the codec's.
+
+        Returns
+        -------
+        float32 array [n_frames, latent_dim]
+            n = ceil(samples at the codec's rate / hop_length), where the end is padded with zeros; with ``frame_rate``
+            ceil(n * frame_rate / codec.frame_rate).
+
+        Raises
+        ------
+        AudioError
+            For audio of a wrong type or shape, empty, or with values that are not finite.
+        """
+        with self.encoder_stream(sample_rate=sample_rate, frame_rate=frame_rate) as stream:
+            latents = stream.finish_latents(as_mono(audio))
+        if not len(latents):
+            raise AudioError("there are no samples to encode")
+        return latents
 
     def decoded_length(self, n_frames: int) -> int:
-        """Samples that ``decode`` gives for so many frames, by formula."""
-        length = n_frames
-        for rate in self._config.decoder_rates:
-            length = length * rate + rate - 2 * -(-rate // 2)
-        return length
+        """Samples that ``decode`` gives for so many frames."""
+        return self._pass("decoder").length("decode", n_frames)
 
-    # -- streams
+    def decoder_stream(
+        self, *, lookahead_frames: int | None = None, context_frames: int | None = None, whole: bool = False
+    ) -> DecoderStream | PieceDecoderStream:
+        """A stream from codes to samples.
 
-    def decoder_stream(self, *, lookahead_frames: int | None = None) -> DecoderStream:
-        """A stream from codes to samples (see DecoderStream).
+        It is a DecoderStream, exact unless its lookahead is cut short; or a PieceDecoderStream, which comes near,
+        of a codec that looks at whole clips (``exact_streams`` is False).
 
         Parameters
         ----------
         lookahead_frames : int, optional
-            Fewer frames of delay than the decoder's reach, for samples that are no longer exact.
+            Frames after a frame that its samples wait for: fewer than an exact decoder's reach give samples
+            earlier that are no longer exact.
+        context_frames : int, optional
+            Frames before new ones that are decoded with them again, of a codec that looks at whole clips.
+        whole : bool
+            Wait for the end of the stream where streams are not exact, for the samples of offline decoding.
         """
-        self._need(self.has_decoder, "decoder")
-        return DecoderStream(
-            self,
-            self._pass("decode"),
-            self._chunk_frames,
-            delay=self._decoder_delay,
-            lookahead_frames=lookahead_frames,
-        )
+        pass_ = self._pass("decoder")
+        if pass_.plan.whole_clip:
+            wait = WHOLE_CLIP if whole and lookahead_frames is None else lookahead_frames
+            return PieceDecoderStream(self.format, pass_, lookahead_frames=wait, context_frames=context_frames)
+        if context_frames is not None:
+            raise ArgumentError(f"context_frames is {context_frames}, but the streams of this codec are exact without")
+        if lookahead_frames is None or lookahead_frames == reach_frames(pass_, self.format):
+            return DecoderStream(self.format, pass_)
+        return EarlyDecoderStream(self.format, pass_, lookahead_frames)
 
-    def push_many(
-        self, streams: Sequence[DecoderStream] | Sequence[EncoderStream], inputs: Sequence[np.ndarray]
-    ) -> list[np.ndarray]:
+    def encoder_stream(
+        self, *, sample_rate: float | None = None, frame_rate: float | None = None
+    ) -> EncoderStream | StagedEncoderStream:
+        """A stream from mono samples to codes or latents, exact (see TakesSamples).
+
+        Parameters
+        ----------
+        sample_rate : float, optional
+            Hz, of the samples; by default the codec's. Others are resampled as they come.
+        frame_rate : float, optional
+            Latents per second, by default the codec's. Others are made by linear interpolation between
+            neighbours, as they come (see streams.row_resampler); such a stream gives no codes.
+        """
+        rates = dict(sample_rate=sample_rate, frame_rate=frame_rate)
+        if self._stages and self.has_encoder:
+            self._session.check_open()
+            return StagedEncoderStream(self.format, self._passes, self._stages, self.latent_dim, **rates)
+        return EncoderStream(self.format, self._pass("encoder"), self.latent_dim, **rates)
+
+    def push_many(self, streams: Sequence[Any], inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Push into several streams of this codec and of one direction, run together: the weights are read once.
 
         Parameters
         ----------
-        streams : sequence of DecoderStream or of EncoderStream
+        streams : sequence of decoder streams or of encoder streams
         inputs : sequence of arrays
             For each stream what its ``push`` takes.
 
@@ -314,78 +356,38 @@ class Codec:
             What each ``stream.push`` alone would have given.
         """
         self._check_owned(streams)
+        if any(isinstance(stream, PieceDecoderStream | StagedEncoderStream) for stream in streams):
+            check_pairs(streams, inputs)
+            return [stream.push(chunk) for stream, chunk in zip(streams, inputs, strict=True)]
         return push_many(streams, inputs)
 
+    def push_latents_many(self, streams: Sequence[EncoderStream], samples: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """``streams[i].push_latents(samples[i])`` for all i, run together; see ``push_many``."""
+        self._check_owned(streams)
+        if not all(isinstance(stream, EncoderStream) for stream in streams):
+            raise ArgumentError("latents come from encoder streams only")
+        return push_many(streams, samples, "latents")
+
     def _check_owned(self, streams: Sequence[Any]) -> None:
-        if any(stream._codec is not self for stream in streams):
-            raise ValueError("a stream belongs to another codec")
-
-    def encoder_stream(self, *, sample_rate: float | None = None) -> EncoderStream:
-        """A stream from mono samples to codes, exact (see EncoderStream).
-
-        Parameters
-        ----------
-        sample_rate : float, optional
-            Hz, of the samples; by default the codec's. Others are resampled as they come.
-        """
-        self._need(self.has_encoder, "encoder")
-        return EncoderStream(self, self._pass("encode"), self._chunk_frames, sample_rate=sample_rate)
-
-    def _need(self, present: bool, what: str) -> None:
-        self._session.check_open()
-        if not present:
-            raise VocoderError(f"{self.path} has no {what}")
+        own = list(self._passes.values())
+        if any(getattr(stream, "_pass", None) not in own for stream in streams):
+            raise ArgumentError("a stream belongs to another codec")
 
     def _pass(self, name: str) -> Pass:
-        with self._session.lock:
-            if name not in self._passes:
-                build = functools.partial(BUILDERS[name], self._config, self._lowering)
-                self._passes[name] = Pass(
-                    name, self._session, self._lowering, self._plans[name], self._tensors.find, build
-                )
-            return self._passes[name]
-
-    # -- checks
-
-    def check_codes(self, codes: np.ndarray) -> np.ndarray:
-        """The codes as int32 [n_codebooks, n]; CodesError if they are anything else."""
-        codes = np.asarray(codes)
-        if codes.dtype.kind not in "iu":
-            raise CodesError(f"codes are of type {codes.dtype}, expected integers")
-        if codes.ndim != 2 or codes.shape[0] != self.n_codebooks:
-            raise CodesError(f"codes have shape {codes.shape}, expected ({self.n_codebooks}, n_frames)")
-        if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
-            q, t = np.argwhere((codes < 0) | (codes >= self.codebook_size))[0]
-            raise CodesError(
-                f"code {codes[q, t]} of codebook {q}, frame {t}, is out of range "
-                f"(expected 0 to {self.codebook_size - 1})"
-            )
-        return codes.astype(np.int32)
-
-    def check_samples(self, samples: np.ndarray) -> np.ndarray:
-        """Mono samples as finite float32 [n]; AudioError if they are anything else."""
-        samples = np.asarray(samples)
-        if samples.ndim != 1:
-            raise AudioError(f"samples have shape {samples.shape}, expected (n_samples,)")
-        return as_mono(samples)
-
-    def code_rows(self, codes: np.ndarray) -> np.ndarray:
-        """Codes [n_codebooks, n] -> rows of the joined codebooks, frame by frame, int32 [n * n_codebooks]."""
-        first_rows = np.arange(self.n_codebooks, dtype=np.int32)[:, np.newaxis] * self.codebook_size
-        return np.ascontiguousarray((codes + first_rows).T).reshape(-1)
-
-    # -- the rest
+        self._session.check_open()
+        if name not in self._passes:
+            raise VocoderError(f"has no {name}", path=self.path)
+        return self._passes[name]
 
     @property
     def memory(self) -> dict[str, Memory]:
         """What the codec has allocated so far, by the device's name; the CPU too where operations fell back to it."""
         with self._session.lock:
-            own = {id(pass_.weights): pass_ for pass_ in self._passes.values()}.values()  # some share theirs
             compute = self._session.compute_bytes
             used = {name: Memory(compute=count) for name, count in compute.items()}
             used[self.device.name] = Memory(
-                weights=sum(pass_.weights.nbytes for pass_ in own),
-                state=sum(pass_.state_bytes for pass_ in own),
+                weights=sum(pass_.weight_bytes for pass_ in self._passes.values()),
+                state=sum(pass_.state_bytes for pass_ in self._passes.values()),
                 compute=compute[self.device.name],
             )
             return used
@@ -414,6 +416,9 @@ class Codec:
         )
 
 
+WHOLE_CLIP = 1 << 30  # Frames of lookahead that no stream reaches.
+
+
 @functools.cache
 def _closed_at_exit() -> weakref.WeakSet[Codec]:
     """Codecs that the interpreter's exit closes.
@@ -432,55 +437,6 @@ def _close_for_good(codecs: weakref.WeakSet[Codec]) -> None:
     for codec in list(codecs):
         if codec._session.lock.acquire(timeout=EXIT_SECONDS):
             codec.close()
-
-
-def _build_decode(config: dac.Config, _lowering: Lowering, net: GraphOps) -> None:
-    n = net.frames * config.n_codebooks * net.batch
-    codes = net.g.input("I32", n) if n else None
-    samples = dac.decode(net, config, codes)
-    net.g.output(samples.tensor, "F32", net.batch, samples.length)
-
-
-def _build_encode(config: dac.Config, lowering: Lowering, net: GraphOps) -> None:
-    n = net.frames * config.hop_length
-    samples = net.g.input("F32", *lowering.input_shape(1, n), net.batch) if n else None
-    _, codes = dac.encode(net, config, Signal(samples, 1, n, config.hop_length, 0))
-    for tensor in codes:
-        net.g.output(tensor, "I32", int(tensor.contents.ne[0]))
-
-
-BUILDERS = {"decode": _build_decode, "encode": _build_encode}
-
-
-def _kind_of(file: GGUFFile, options: Mapping[str, Any]) -> type[Codec]:
-    """The class for a file's architecture, which must know the options."""
-    from .clip_codec import ClipCodec  # subclasses of Codec
-    from .mimi_codec import MimiCodec
-
-    kinds = {"dac": Codec, **dict.fromkeys(wavtokenizer_file.ARCHITECTURES, ClipCodec), "mimi": MimiCodec}
-    architecture = file.get("general.architecture", str)
-    if architecture not in kinds:
-        known = ", ".join(map(repr, kinds))
-        raise ModelFileError(f"{file.path}: architecture {architecture!r} is not supported (expected {known})")
-    for name in options:
-        if name not in kinds[architecture].load_options:
-            raise VocoderError(f"{file.path}: a {architecture!r} codec has no option {name!r}; it is Mimi's")
-    return kinds[architecture]
-
-
-def _rehearse(kind: type[Codec], file: GGUFFile, device: Device, options: dict[str, Any]) -> Fit:
-    """Build every graph of REHEARSED_SECONDS of sound, in the CPU's address space, for another device to look at."""
-    cpu = library().device("CPU")
-    with kind(file, cpu, n_threads=1, kernels="off", precision="float32", **options) as codec:
-        codec._session.close()
-        codec._session = session = Rehearsal(library(), device)
-        assert isinstance(codec._lowering, Portable)
-        codec._lowering.blank = True
-        if codec.has_decoder:
-            codec.decode(np.zeros((codec.n_codebooks, round(REHEARSED_SECONDS * codec.frame_rate)), np.int32))
-        if codec.has_encoder:
-            codec.encode(np.zeros(round(REHEARSED_SECONDS * codec.sample_rate), np.float32), codec.sample_rate)
-        return Fit(codec.name, device, codec.memory[cpu.name], dict(session.missing), session.stuck)
 
 
 def usable_cores() -> int:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import DEVICE, some_codes
-from measures import relative_error
+from measures import relative_error, transfers
 from random_dac import write_random_dac
 
 from vocoder_plugin import Codec
@@ -82,11 +82,10 @@ def test_ggmls_scheduler_makes_one_piece_of_every_graph(pair, monkeypatch):
 def test_codes_up_and_samples_down(files):
     with Codec.load(files["dac"], device=DEVICE) as codec:
         frames = seconds(codec, 0.9)
-        audio = codec.decode(some_codes(codec, frames))
-        chunks = -(-frames // codec._chunk_frames)
+        with transfers(codec) as bytes_:
+            audio = codec.decode(some_codes(codec, frames))
         assert codec._session.splits == 1
-        assert codec._session.bytes_down == audio.nbytes
-        assert codec._session.bytes_up == 4 * (codec.n_codebooks * frames + chunks)  # and each chunk's position
+        assert (bytes_["up"], bytes_["down"]) == (4 * codec.n_codebooks * frames, audio.nbytes)
 
 
 def test_memory_is_the_devices(pair, files):

@@ -10,6 +10,7 @@ from outetts_texts import texts
 from test_outetts_parity import StubTokenizer, import_prompt_processors
 
 from vocoder_plugin.families.outetts import Speaker, build_prompt, build_training_prompt
+from vocoder_plugin.families.outetts.markup import without_markup
 
 TEXTS = texts()
 SPEAKER_TEXTS = [
@@ -74,7 +75,8 @@ def test_completion(processors, version):
     speakers = [None, *(make_speaker(processors, version, text) for text in SPEAKER_TEXTS)]
     for i, text in enumerate(TEXTS):
         for speaker in {0: None, 1: speakers[1 + i % len(SPEAKER_TEXTS)]}.values():
-            theirs, before = complete(processors[version], text, speaker), copy.deepcopy(speaker)
+            harmless = text if version < 3 else without_markup(text)  # outetts lets control tokens in
+            theirs, before = complete(processors[version], harmless, speaker), copy.deepcopy(speaker)
             ours = build_prompt(text, version=version, speaker=speaker)
             assert speaker == before
             if isinstance(theirs, Exception):
@@ -88,7 +90,8 @@ def test_completion(processors, version):
 
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_training(processors, version):
-    for text in [*SPEAKER_TEXTS, *(text for text in TEXTS if version != 2 or text.strip("' "))]:
+    harmless = (text for text in TEXTS if version < 3 or text == without_markup(text))
+    for text in [*SPEAKER_TEXTS, *(text for text in harmless if version != 2 or text.strip("' "))]:
         speaker = make_speaker(processors, version, text)
         if not speaker["words"]:
             continue

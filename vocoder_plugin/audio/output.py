@@ -6,15 +6,18 @@ Each has ``write(samples)`` for float32 mono samples [n].
 from __future__ import annotations
 
 import os
+import struct
 import threading
-import wave
 from collections import deque
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from ..errors import AudioError
-from .samples import pcm16, write_blocks
+from .samples import SoundSink, pcm16, write_all
+
+WAV_HEADER = 44  # bytes
 
 
 class GrowingFile:
@@ -32,49 +35,83 @@ class GrowingFile:
     ----------
     n_samples : int
         Written so far.
+
+    Raises
+    ------
+    AudioError
+        Where the file cannot be written to, such as on a full disk; what was written stays.
     """
 
     def __init__(self, path: str | os.PathLike[str], sample_rate: int, *, format: str) -> None:
-        self._path, self._sample_rate, self._format = str(path), sample_rate, format
-        self._sound: Any = None
-        self._raw: BinaryIO | None = None
+        self._path, self._sample_rate, self._format = Path(path), sample_rate, format
+        self._file: BinaryIO | None = None
+        self._sound: SoundSink | None = None  # of a format with an encoder
+        self._failure: AudioError | None = None  # after which nothing more is written
         self.n_samples = 0
 
     def write(self, samples: np.ndarray) -> None:
         """Append float32 mono samples [n]."""
-        if self._sound is None:
-            self._open()
-        if self._raw:
-            self._sound.writeframes(pcm16(samples).tobytes())  # brings the header up to date
-            self._raw.flush()
-        else:
-            write_blocks(self._sound, samples)
-        self.n_samples += samples.size
+        if self._failure:
+            raise self._failure
+        try:
+            file = self._file = self._file or open(self._path, "wb", buffering=0)  # noqa: SIM115
+            if self._format == "WAV":
+                self._append(file, pcm16(samples).tobytes())
+            else:
+                self._sound = self._sound or SoundSink(file, self._sample_rate, format=self._format)
+                self._sound.write(samples)
+                self.n_samples += samples.size
+        except OSError as error:
+            raise self._failed(error) from None
 
-    def _open(self) -> None:
-        if self._format == "WAV":
-            self._raw = open(self._path, "wb")  # noqa: SIM115
-            self._sound = wave.open(self._raw, "wb")  # noqa: SIM115
-            self._sound.setparams((1, 2, self._sample_rate, 0, "NONE", "not compressed"))
-        else:
-            import soundfile
+    def _append(self, file: BinaryIO, data: bytes) -> None:
+        """Samples at the end, then a header that counts them: those that are there, if the disk is full."""
+        try:
+            if not file.tell():
+                write_all(file, bytes(WAV_HEADER))
+            write_all(file, data)
+        finally:
+            self.n_samples = max(0, file.tell() - WAV_HEADER) // 2
+            if self.n_samples or not data:
+                file.truncate(WAV_HEADER + 2 * self.n_samples)
+                file.seek(0)
+                write_all(file, _wav_header(2 * self.n_samples, self._sample_rate))
+                file.seek(0, os.SEEK_END)
 
-            self._sound = soundfile.SoundFile(self._path, "w", self._sample_rate, channels=1, format=self._format)
+    def _failed(self, error: OSError) -> AudioError:
+        self._failure = AudioError(f"cannot be written: {error.strerror}", path=self._path)
+        self.close()
+        if not self.n_samples and self._path.is_file():
+            self._path.unlink()  # nothing can be heard of it
+        return self._failure
 
     def close(self) -> None:
         """Complete the file. May be called more than once."""
+        sound, file, self._sound, self._file = self._sound, self._file, None, None
         try:
-            if self._sound is not None:
-                self._sound.close()
+            if sound is not None:
+                sound.close()
+        except OSError as error:
+            if not self._failure:
+                raise self._failed(error) from None
         finally:
-            if self._raw is not None:
-                self._raw.close()
+            if file is not None:
+                file.close()
 
     def __enter__(self) -> GrowingFile:
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def _wav_header(size: int, sample_rate: int) -> bytes:
+    """Of 16-bit mono samples of so many bytes; players read on where the number is as large as it gets."""
+    size = min(size, 0xFFFFFFFF - WAV_HEADER)
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI", b"RIFF", size + WAV_HEADER - 8, b"WAVE", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate,
+        2, 16, b"data", size,
+    )  # fmt: skip
 
 
 class Player:
@@ -153,7 +190,7 @@ class Player:
 class RawPipe:
     """Headerless little-endian 16-bit mono samples into a binary file, each ``write`` flushed.
 
-    Raises BrokenPipeError when the reader has gone.
+    Raises BrokenPipeError when the reader has gone, and AudioError where the file cannot be written to otherwise.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -161,5 +198,10 @@ class RawPipe:
 
     def write(self, samples: np.ndarray) -> None:
         """Write float32 mono samples [n]."""
-        self._file.write(pcm16(samples).tobytes())
-        self._file.flush()
+        try:
+            self._file.write(pcm16(samples).tobytes())
+            self._file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise AudioError(f"the samples cannot be written: {error.strerror}") from None

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from .protocols import LanguageModel
+from .vocabulary import token_text, vocabulary_of
+
 OTHER = -1  # stands for every token that is neither audio nor an end
 LONGEST = 64  # characters of a token's text; what is longer is no audio token
 TOKEN = re.compile(r"<[^<>]*>")
@@ -34,12 +37,10 @@ class TextScanner:
         return [self._tokens.get(found[0], OTHER) for found in TOKEN.finditer(text)]
 
 
-def token_texts(llm: Any, tokens: Iterable[int]) -> dict[str, int]:
+def token_texts(llm: LanguageModel, tokens: Iterable[int]) -> dict[str, int]:
     """Text -> id of these tokens of a ``llama_cpp.Llama``."""
-    import llama_cpp
-
-    vocab = llama_cpp.llama_model_get_vocab(llm.model)
-    return {(llama_cpp.llama_vocab_get_text(vocab, i) or b"").decode("utf-8", "replace"): i for i in tokens}
+    vocabulary = vocabulary_of(llm)
+    return {token_text(vocabulary, token): token for token in tokens}
 
 
 class _ShowingTokenizer:
@@ -56,7 +57,7 @@ class _ShowingTokenizer:
 
 
 @contextlib.contextmanager
-def special_tokens_shown(llm: Any) -> Iterator[None]:
+def special_tokens_shown(llm: LanguageModel) -> Iterator[None]:
     """Within the block, the completions of a ``llama_cpp.Llama`` spell out control tokens.
 
     llama_cpp leaves control tokens out of a completion's text, and has no option for that. Where a

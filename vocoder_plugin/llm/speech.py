@@ -6,15 +6,21 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..codec import Codec, usable_cores
-from ..errors import StreamError, TokenError, VocoderError
+from ..errors import ArgumentError, KindError, StreamError, TokenError, VocoderError, refusal
+from ..streams.exact import DecoderStream
 from .completion_text import TextScanner, token_texts
 from .overlap import Worker
+from .protocols import LanguageModel
 from .tokens import LAYOUTS, AudioVocabulary, Deinterleaver, TokenLayout, TokenReport
+from .vocabulary import vocabulary_of
+
+if TYPE_CHECKING:
+    import llama_cpp
 
 SCHEDULE = (1, 8, 16, 32)  # frames to wait for before the first chunk, the second, …; then the last again
 OnAudio = Callable[[np.ndarray], object]
@@ -64,6 +70,8 @@ class SpeechStream:
     ----------
     finished : bool
         The model has ended its audio, or the stream was ended. Tokens pushed after that are ignored.
+    cut : bool
+        The stream was ended (by ``flush``, ``close`` or ``max_tokens``) before the model ended its audio.
     overlap : bool
         Whether a thread of its own decodes.
     report : TokenReport
@@ -72,7 +80,7 @@ class SpeechStream:
 
     def __init__(
         self,
-        llm: Any,
+        llm: LanguageModel,
         codec: Codec,
         *,
         layout: TokenLayout | None = None,
@@ -81,7 +89,7 @@ class SpeechStream:
         lookahead_frames: int | None = None,
     ) -> None:
         if not schedule or min(schedule) < 1:
-            raise ValueError(f"schedule is {schedule!r}, expected frame counts of at least 1")
+            raise ArgumentError(refusal("schedule", repr(schedule), "frame counts of at least 1"))
         if layout is not None and layout.n_codebooks != codec.n_codebooks:
             raise TokenError(
                 f"layout {layout.name!r} has {layout.n_codebooks} codebooks, the codec {codec.n_codebooks}; "
@@ -101,28 +109,33 @@ class SpeechStream:
         self._worker: Worker | None = None
         self._scanner: TextScanner | None = None
         self._error: BaseException | None = None  # of a callback that could not raise it
-        self._closed = False
+        self._ended = False  # by the model
+        self._over = ""  # how the stream came to its end
         self._lock = threading.RLock()  # held while decoding, never while the user's code runs
 
     @property
     def report(self) -> TokenReport:
         return self._deinterleaver.report
 
-    # -- in a loop
+    @property
+    def cut(self) -> bool:
+        return self.finished and not self._ended
 
     def push(self, token: int) -> Iterator[np.ndarray]:
         """Take one token; iterate over the samples (float32 [m], m > 0) that are ready by now.
 
         Raises what went wrong in decoding; the stream is closed then.
         """
+        if not isinstance(token, (int, np.integer)):
+            raise KindError(refusal("the token", f"{token!r:.40}", "a token id", "push_text takes text"))
         with self._lock:
             return iter(self._push(token))
 
     def _push(self, token: int) -> list[np.ndarray]:
-        if self._closed:
+        if self._over:
             return []
-        if token in self.vocabulary.end:
-            self.finished = True
+        if token in self.vocabulary.end and not self.finished:
+            self.finished = self._ended = True
         try:
             if not self.finished and (frame := self._deinterleaver.push(token)) is not None:
                 self._frames.append(frame)
@@ -162,8 +175,8 @@ class SpeechStream:
         """
         with self._lock:
             self._raise_stored()
-            if self._closed:
-                raise StreamError("this stream is closed; make a new one for the next generation")
+            if self._over:
+                raise StreamError(f"this stream {self._over}; make a new one for the next generation")
             self.finished = True
             self._deinterleaver.finish()
             try:
@@ -172,12 +185,13 @@ class SpeechStream:
             except BaseException:
                 self._release()
                 raise
-            self._end_worker()
+            self._over = "has ended"
+            self._release()
             return np.concatenate(samples)
 
-    # -- in llama_cpp's callbacks
-
-    def as_stopping_criteria(self, on_audio: OnAudio, *, max_tokens: int | None = None) -> Any:
+    def as_stopping_criteria(
+        self, on_audio: OnAudio, *, max_tokens: int | None = None
+    ) -> llama_cpp.StoppingCriteriaList:
         """A ``StoppingCriteriaList`` that decodes what is generated, and stops the generation with the audio.
 
         For ``create_completion`` and ``Llama.generate``, once. ``on_audio`` is called with samples,
@@ -205,7 +219,7 @@ class SpeechStream:
 
         return llama_cpp.StoppingCriteriaList([stop])
 
-    def as_logits_processor(self, on_audio: OnAudio, *, max_tokens: int | None = None) -> Any:
+    def as_logits_processor(self, on_audio: OnAudio, *, max_tokens: int | None = None) -> llama_cpp.LogitsProcessorList:
         """A ``LogitsProcessorList`` that does the same where stopping criteria are not taken.
 
         For ``create_chat_completion``, once; put it last among other processors. llama_cpp calls
@@ -216,8 +230,8 @@ class SpeechStream:
         import llama_cpp
 
         follow = self._follower(on_audio, max_tokens)
-        vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
-        ends = [i for i in sorted(self.vocabulary.end) if llama_cpp.llama_vocab_is_eog(vocab, i)]
+        vocabulary = vocabulary_of(self._llm)
+        ends = [token for token in sorted(self.vocabulary.end) if llama_cpp.llama_vocab_is_eog(vocabulary, token)]
         if not ends:
             raise TokenError("the model has no end token with which a logits processor could end a generation")
 
@@ -241,7 +255,7 @@ class SpeechStream:
         if self._llm.draft_model is not None:
             raise VocoderError("with a draft model, callbacks see tokens that may be taken back; use push in a loop")
         if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
+            raise ArgumentError(refusal("max_tokens", max_tokens, "at least 1"))
         prompt = seen = -1
 
         def follow(input_ids: np.ndarray) -> None:
@@ -258,8 +272,6 @@ class SpeechStream:
                 self.finished = True
 
         return follow
-
-    # -- over text
 
     def push_text(self, text: str) -> Iterator[np.ndarray]:
         """Take a piece of a completion's text, with audio tokens such as ``<|c1_12|>`` in it.
@@ -280,20 +292,21 @@ class SpeechStream:
         TokenError
             If the model's completions leave out its audio tokens.
         """
+        if not isinstance(text, str):
+            raise KindError(refusal("the text", f"{text!r:.40}", "a str", "push takes a token id"))
         with self._lock:
             if self._scanner is None:
                 self._scanner = self._new_scanner()
             return iter([pcm for token in self._scanner.feed(text) for pcm in self._push(token)])
 
     def _new_scanner(self) -> TextScanner:
+        vocabulary_of(self._llm)  # refuses a closed Llama
         if not self._llm.detokenize([next(iter(self.vocabulary.codes))]):
             raise TokenError(
                 "llama_cpp leaves this model's audio tokens out of the text; "
                 "generate within `with special_tokens_shown(llm):`"
             )
         return TextScanner(token_texts(self._llm, [*self.vocabulary.codes, *self.vocabulary.end]))
-
-    # -- the end
 
     def close(self) -> None:
         """Free the decoder's state and end the thread; may be called at any time, more than once.
@@ -307,7 +320,7 @@ class SpeechStream:
     def _release(self) -> None:
         self.finished = True
         with self._lock:
-            self._closed = True
+            self._over = self._over or "is closed"
             self._end_worker()
             self._stream.close()
 
@@ -330,7 +343,7 @@ class SpeechStream:
             self._raise_stored()
 
 
-def _push_with(stream: Any, codec: Codec, n_threads: int, codes: np.ndarray) -> np.ndarray:
+def _push_with(stream: DecoderStream, codec: Codec, n_threads: int, codes: np.ndarray) -> np.ndarray:
     """Decode with no more threads than these."""
     with codec.at_most_threads(n_threads):
         return stream.push(codes)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from ..errors import TokenError
+from ..codec import Codec
+from ..errors import ArgumentError, TokenError
+from .protocols import LanguageModel
+from .vocabulary import token_text, vocabulary_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class TokenLayout:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If these contradict each other.
     """
 
@@ -51,13 +53,14 @@ class TokenLayout:
         n = len(self.patterns)
         object.__setattr__(self, "codebooks", tuple(self.codebooks) or tuple(range(n)))
         object.__setattr__(self, "delays", tuple(self.delays) or (0,) * n)
+        where = f"layout {self.name!r}: "
         if sorted(self.codebooks) != list(range(n)):
-            raise ValueError(f"layout {self.name!r}: codebooks are {self.codebooks}, expected 0 to {n - 1}, each once")
+            raise ArgumentError(f"{where}codebooks are {self.codebooks}, expected 0 to {n - 1}, each once")
         if len(self.delays) != n or min(self.delays, default=0) != 0:
-            raise ValueError(f"layout {self.name!r}: delays are {self.delays}, expected {n}, the smallest of them 0")
+            raise ArgumentError(f"{where}delays are {self.delays}, expected {n}, the smallest of them 0")
         for pattern in self.patterns:
             if re.compile(pattern).groups != 1:
-                raise ValueError(f"layout {self.name!r}: pattern {pattern!r} has not one group, which is the code")
+                raise ArgumentError(f"{where}pattern {pattern!r} has not one group, which is the code")
 
     @property
     def n_codebooks(self) -> int:
@@ -154,14 +157,17 @@ class AudioVocabulary:
         return codes
 
     @classmethod
-    def from_llm(cls, llm: Any, codec: Any, *, layouts: Sequence[TokenLayout] = LAYOUTS) -> AudioVocabulary:
+    def from_llm(cls, llm: LanguageModel, codec: Codec, *, layouts: Sequence[TokenLayout] = LAYOUTS) -> AudioVocabulary:
         """The audio tokens of a ``llama_cpp.Llama`` that fit a codec; raises TokenError if there are none."""
         import llama_cpp
 
-        vocab = llama_cpp.llama_model_get_vocab(llm.model)
-        n = llm.n_vocab()
-        texts = [(llama_cpp.llama_vocab_get_text(vocab, i) or b"").decode("utf-8", "replace") for i in range(n)]
-        end = [i for i in range(n) if texts[i].startswith("<") and llama_cpp.llama_vocab_is_eog(vocab, i)]
+        vocabulary = vocabulary_of(llm)
+        texts = [token_text(vocabulary, token) for token in range(llm.n_vocab())]
+        end = [
+            token
+            for token, text in enumerate(texts)
+            if text.startswith("<") and llama_cpp.llama_vocab_is_eog(vocabulary, token)
+        ]
         return cls.from_texts(
             texts,
             n_codebooks=codec.n_codebooks,

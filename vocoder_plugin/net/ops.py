@@ -1,450 +1,403 @@
-"""The operations of a forward pass as ggml graphs: two lowerings of one meaning.
+"""The vocabulary of forward passes: what each operation means, and when each sample becomes available.
 
-``Native`` runs on the CPU with the package's kernels: channels-last activations ([C, T] in ggml's
-order), packed weights, padding, history, Snake and residual folded into one node a convolution.
-``Portable`` runs on any device with ggml's own operations: [T, C] activations, im2col and col2im,
-Snake as the five nodes that the GPU backends fuse.
+A codec's forward pass is a function of an ``Ops`` object. ``Plan`` (plan.py) is the ``Ops`` that computes no
+samples, only time; the lowerings (native.py, portable.py) inherit the same arithmetic and add tensors to it.
 
-A lowering knows how weights are stored for it (``load``) and makes the ``Ops`` that build a graph.
+A stream is cut into chunks. Zero padding exists only at its true ends, at every layer: a first chunk is padded
+on the left, a last one on the right, a middle one continues from the history that the chunk before it left
+behind. A convolution with padding p therefore gives its first outputs p samples late; that lag adds up over the
+layers, and the skip branch of a residual unit reads its window at the same lag. Offline decoding is the chunk
+that is first and last at once. Operations that look at every frame (group norms, full attention, reflected
+edges) need that chunk: a pass that has one has no exact stream.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import math
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..kernels import SOURCES, Conv1dParams, Kernels
-from ..kernels import Activation as KernelActivation
-from ..runtime.ggml import Device, Library
-from ..runtime.graph import Graph, TensorBuffer
-from .packing import Packing, Shapes, pad_kernel
-from .plan import ELU, Activation, ConvSpec, Ops, Region, Signal, SnakeSpec, Spec, TableSpec, Tensor, Window
-from .weights import Find
+from ..errors import ArgumentError
+from ..runtime.ggml import Tensor
+from .signal import Moment, Phase, Signal, Window
+from .weights import ConvSpec, DepthwiseSpec, LstmSpec, SnakeSpec, Spec, TableSpec, VectorSpec
 
-F32 = 4  # bytes
+VECTOR = 16  # floats in the widest vector of any variant of the kernels
+Feed = Callable[[Moment], np.ndarray]
+"""An input that is a function of when the chunk is computed."""
 
 
-@dataclass
-class GraphOps(Ops):
-    """What both lowerings share: the graph, the weights and the state they read and write.
+@dataclass(frozen=True)
+class Snake:
+    """x + sin²(alpha x) / alpha, with an alpha a channel (Ziyin et al. 2020, arXiv:2006.08195)."""
 
-    ``state_in`` and ``state_out`` are [floats, batch] tensors: a graph reads the one and writes
-    the other, so no node can overwrite what a later one still reads. ``position`` [batch] holds the
-    frames that each stream had before this chunk.
+    name: str
+
+
+@dataclass(frozen=True)
+class Elu:
+    """x where it is positive, else exp(x) - 1."""
+
+
+ELU = Elu()
+
+
+@dataclass(frozen=True)
+class Causal:
+    """All padding before the stream: zeros, or its first sample again and again."""
+
+    replicate: bool = False
+
+
+@dataclass(frozen=True)
+class Reflect:
+    """EnCodec's: the clip mirrored at both ends, so that stride s gives ceil(T / s) outputs. Needs whole clips."""
+
+
+Padding = int | Causal | Reflect | None  # so many zeros at both ends; None keeps the length
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary embedding (Su et al. 2021, arXiv:2104.09864), rotating a head's first half against its second.
+
+    Angles are computed in float64 from absolute positions, so that they are exact however long a stream becomes.
     """
 
-    graph: Graph | None = None
-    weights: Mapping[str, Tensor] | None = None
-    regions: Mapping[str, Region] | None = None
-    state_in: Tensor = None
-    state_out: Tensor = None
-    position: Tensor = None
-    batch: int = 1
+    theta: float = 10_000.0
 
-    def __post_init__(self) -> None:
-        assert self.graph is not None
-        assert self.weights is not None
-        self.g = self.graph
-        self.lib = self.graph.lib
-        self.c = self.graph.c
-        self.w = self.weights
-
-    def _state_view(self, state: Tensor, region: Region, first: int, rows: int) -> Tensor:
-        raise NotImplementedError
-
-    def _rows_view(self, x: Tensor, first: int, rows: int) -> Tensor:
-        raise NotImplementedError
-
-    def _emit_history(self, x: Signal, name: str, rows: int) -> Tensor:
-        region = self.regions[name]  # type: ignore[index]
-        assert (region.rows, region.channels) == (rows, x.channels), (name, region)
-        return self._state_view(self.state_in, region, 0, rows) if rows else None
-
-    def _emit_remember(self, window: Window, name: str, rows: int) -> None:
-        """Leave the window's last rows for the next chunk. A first chunk finds ``state_out`` zeroed."""
-        if rows == 0:
-            return
-        region = self.regions[name]  # type: ignore[index]
-        chunk, n = window.signal.tensor, window.signal.length
-        if n >= rows:
-            self._copy(self._rows_view(chunk, n - rows, rows), self._state_view(self.state_out, region, 0, rows))
-        else:
-            if window.history_rows:
-                older = self._rows_view(window.history, window.history_rows - (rows - n), rows - n)
-                self._copy(older, self._state_view(self.state_out, region, 0, rows - n))
-            self._copy(chunk, self._state_view(self.state_out, region, rows - n, n))
-
-    def _copy(self, source: Tensor, target: Tensor) -> None:
-        self.g.expand(self.lib.ggml_cpy(self.c, source, target))
-
-    def _emit_tanh(self, x: Signal) -> Signal:
-        return replace(x, tensor=self.lib.ggml_tanh(self.c, x.tensor)) if x.tensor else x
-
-    def _search(self, z: Tensor, spec: TableSpec) -> Tensor:
-        """z [dim, n] -> indices [n]."""
-        return self.lib.ggml_argmax(self.c, self.lib.ggml_mul_mat(self.c, self.w[spec.name], z))
-
-
-# -- native: channels-last, one kernel call a convolution
+    def turns(self, first: int, positions: int, dim: int) -> np.ndarray:
+        """Cosines, then sines, float32 [positions, dim], from position ``first``."""
+        half = dim // 2
+        speed = self.theta ** (-np.arange(half, dtype=np.float64) / half)
+        angles = np.arange(first, first + positions, dtype=np.float64)[:, np.newaxis] * speed
+        return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
 @dataclass
-class NativeOps(GraphOps):
-    kernels: Kernels = None  # type: ignore[assignment]
-    precision: str = "float32"
+class Ops:
+    """The operations, with their timing; ``_emit`` records or builds them.
 
-    def _state_view(self, state: Tensor, region: Region, first: int, rows: int) -> Tensor:
-        step = region.channels * F32
-        floats = state.contents.ne[0]
-        offset = region.offset * F32 + first * step
-        return self.lib.ggml_view_3d(
-            self.c, state, region.channels, rows, self.batch, step, floats * F32, offset
-        )  # [C, rows, B]
+    Parameters
+    ----------
+    phase : Phase
+    frames : int
+        Frames of this chunk.
+    most_frames : int
+        Frames of the longest chunk of any stream.
+    batch : int
+        Streams that are computed together.
+    """
 
-    def _rows_view(self, x: Tensor, first: int, rows: int) -> Tensor:
-        ne, nb = x.contents.ne, x.contents.nb
-        return self.lib.ggml_view_3d(self.c, x, ne[0], rows, ne[2], nb[1], nb[2], first * nb[1])
+    phase: Phase
+    frames: int
+    most_frames: int = 1
+    batch: int = 1
 
-    def _emit_repeated(self, x: Signal, rows: int) -> Tensor:
-        ne, nb = x.tensor.contents.ne, x.tensor.contents.nb
-        return self.lib.ggml_view_3d(self.c, x.tensor, ne[0], rows, ne[2], 0, nb[2], 0)  # every row is the first
+    rings = False  # whether attention keeps its keys and values in memory that stays put
 
-    def _call_conv1d(
+    # Inputs and outputs. Their order is that of the arrays which a pass takes and gives.
+
+    def codes_in(self, rows: int) -> Tensor:
+        """Ids of table rows, frame by frame: int32 [frames * rows] of each stream."""
+        return self._input("I32", self.frames * rows * self.batch)
+
+    def samples_in(self, hop_length: int) -> Signal:
+        """Samples [1, frames * hop_length]."""
+        return self._rows_input(1, self.frames * hop_length, hop_length)
+
+    def rows_in(self, channels: int) -> Signal:
+        """A row of ``channels`` values a frame, given as float32 [frames, channels]: [channels, frames]."""
+        return self._rows_input(channels, self.frames, 1)
+
+    def carried_in(self, channels: int, rows: int) -> Tensor:
+        """Rows that an earlier chunk gave, float32 [rows, channels]."""
+        return self._input("F32", channels, rows)
+
+    def samples_out(self, x: Signal) -> None:
+        """Give [1, T] as float32 [batch, T]."""
+        self._emit("samples_out", x)
+
+    def rows_out(self, x: Signal) -> None:
+        """Give [channels, T] as float32 [batch, T, channels]."""
+        self._emit("rows_out", x)
+
+    def codes_out(self, codes: Tensor, like: Signal) -> None:
+        """Give indices that were found for every sample of ``like``, int32 [batch * T]."""
+        self._emit("codes_out", like, codes=codes)
+
+    # Convolutions
+
+    def conv1d(
         self,
-        window: Window,
-        spec: ConvSpec,
+        x: Signal,
+        name: str,
         *,
-        outputs: int,
-        rows: int,
-        dilation: int,
-        stride: int,
-        delay: int,
-        snake: Activation | None,
-        skip: tuple[Window, int] | None = None,
-    ) -> Tensor:
-        """One node: [outputs, rows, B]."""
-        packing = Packing(spec, self.kernels, self.precision)
-        sources: dict[str, Tensor] = {
-            "weight": self.w[spec.name + ".weight"],
-            "scale": self.w.get(spec.name + ".scale"),
-            "bias": self.w[spec.name + ".bias"],
-            "chunk": window.signal.tensor,
-            "history": window.history,
-        }
-        activation = KernelActivation.ELU if snake is ELU else KernelActivation.NONE
-        if isinstance(snake, SnakeSpec):
-            activation = KernelActivation.SNAKE
-            sources.update(alpha=self.w[snake.name + ".alpha"], inverse=self.w[snake.name + ".inverse"])
-        if skip:
-            sources.update(skip_chunk=skip[0].signal.tensor, skip_history=skip[0].history)
-        if packing.winograd:
-            sources.update(position=self.position)
-        sources = {name: tensor for name, tensor in sources.items() if tensor}
-        params = Conv1dParams(
-            taps=spec.taps,
-            dilation=dilation,
-            stride=stride,
-            vectors=packing.vectors,
-            block=packing.block,
-            together=packing.together,
-            weight_bytes=packing.weight_bytes,
-            activation=activation,
-            zeros=window.zeros,
-            skip_zeros=skip[0].zeros if skip else 0,
-            skip_first=skip[1] if skip else 0,
-            rate=window.signal.rate // stride,
-            delay=0 if self.phase.first else delay,
-            **{name: list(sources).index(name) if name in sources else -1 for name in SOURCES},
+        out: int,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        padding: Padding = None,
+        activation: Snake | Elu | None = None,
+        add: Signal | None = None,
+        search: bool = False,
+    ) -> Signal:
+        """Convolution of activation(x), [channels, T] -> [out, ...], with optional residual ``add``.
+
+        For ``search`` see ConvSpec.
+        """
+        if isinstance(padding, Reflect):
+            x, padding, activation = self._reflected(x, kernel, stride, activation), 0, None
+        spec = ConvSpec(name, x.channels, out, kernel, stride, search=search)
+        span = (kernel - 1) * dilation + 1
+        causal, replicate = isinstance(padding, Causal), isinstance(padding, Causal) and padding.replicate
+        before = span - stride if isinstance(padding, Causal) else span // 2 if padding is None else padding
+        # the last outputs wait for `span - before` samples beyond their own position
+        delay = -(-(x.delay + span - before) // stride) - 1
+        history = before - x.delay + delay * stride
+        after = 0 if causal else before
+        window = self._window(x, name, history=history, before=before, after=after, replicate=replicate)
+        length = max(0, (window.rows - span) // stride + 1)
+        y = Signal(None, out, length, x.rate // stride, delay)
+        skip = self._lagging(add, y, name) if add is not None else None
+        read = _activation(activation, x)
+        return self._emit(
+            "conv1d", y, spec, read, window=window, conv=spec, dilation=dilation, activation=read, skip=skip
         )
-        arguments = _pointers(self.lib, list(sources.values()))
-        self.g.keep += [params, arguments]
-        kernel = packing.kernel
-        return self.lib.ggml_custom_4d(
-            self.c, self.lib.bindings["GGML_TYPE_F32"], outputs, rows, self.batch, 1,
-            arguments, len(sources), kernel, -1, ctypes.addressof(params),
-        )  # fmt: skip
 
-    def _emit_conv1d(
+    def conv_transpose1d(
         self,
-        window: Window,
-        spec: ConvSpec,
-        timed: Signal,
-        dilation: int,
-        snake: Activation | None,
-        skip: tuple[Window, int] | None,
+        x: Signal,
+        name: str,
+        *,
+        out: int,
+        kernel: int,
+        stride: int,
+        padding: int | Causal = 0,
+        activation: Snake | Elu | None = None,
     ) -> Signal:
-        if timed.length == 0:
-            return timed
-        y = self._call_conv1d(
-            window, spec, outputs=spec.out_channels, rows=timed.length,
-            dilation=dilation, stride=spec.stride, delay=timed.delay, snake=snake, skip=skip,
-        )  # fmt: skip
-        return replace(timed, tensor=y)  # [C, T, B]
+        """Transposed convolution of activation(x), cropped by ``padding`` at both ends of the stream.
 
-    def _emit_conv_transpose1d(
-        self, window: Window, spec: ConvSpec, timed: Signal, blocks: int, crop: int, snake: Activation | None
-    ) -> Signal:
-        outputs = spec.out_channels * spec.stride
-        y = self._call_conv1d(window, spec, outputs=outputs, rows=blocks, dilation=1, stride=1, delay=0, snake=snake)
-        y = self.lib.ggml_reshape_3d(self.c, y, spec.out_channels, blocks * spec.stride, self.batch)
-        if timed.length != blocks * spec.stride:
-            y = self._rows_view(y, crop, timed.length)
-        return replace(timed, tensor=y)  # [C, T, B]
+        A causal one gives ``stride`` outputs an input and is cropped at the end alone.
 
-    def _emit_embed(self, ids: Tensor, spec: TableSpec, timed: Signal) -> Signal:
-        if timed.length == 0:
-            return timed
-        rows = self.lib.ggml_get_rows(self.c, self.w[spec.name], ids)  # [dim, ids]
-        return replace(timed, tensor=self.lib.ggml_reshape_3d(self.c, rows, timed.channels, timed.length, self.batch))
+        Written as a plain convolution: block t of ``stride`` outputs reads inputs t, t-1, … t-taps+1.
+        """
+        spec = ConvSpec(name, x.channels, out, kernel, stride, transposed=True)
+        causal, crop = isinstance(padding, Causal), 0 if isinstance(padding, Causal) else padding
+        reach = spec.taps - 1
+        window = self._window(x, name, history=reach, before=reach, after=0 if causal else reach)
+        blocks = max(0, window.rows - reach)
+        crop_end = spec.taps * stride - kernel + crop if self.phase.last and not causal else 0
+        crop_first = crop if self.phase.first else 0
+        length = blocks * stride - crop_first - crop_end
+        y = Signal(None, out, length, x.rate * stride, x.delay * stride + crop)
+        read = _activation(activation, x)
+        return self._emit(
+            "conv_transpose1d", y, spec, read, window=window, conv=spec, blocks=blocks, crop=crop_first, activation=read
+        )
 
-    def _emit_nearest(self, z: Signal, spec: TableSpec) -> Tensor:
-        return self._search(self.lib.ggml_reshape_2d(self.c, z.tensor, z.channels, z.length * self.batch), spec)
+    def depthwise(self, x: Signal, name: str, *, kernel: int) -> Signal:
+        """Convolution of each channel by itself, with as many outputs as inputs; kernels are odd."""
+        spec, reach = DepthwiseSpec(name, x.channels, kernel), kernel // 2
+        delay = x.delay + reach
+        window = self._window(x, name, history=2 * reach, before=reach, after=reach)
+        y = Signal(None, x.channels, max(0, window.rows - 2 * reach), x.rate, delay)
+        return self._emit("depthwise", y, spec, window=window, spec=spec)
 
+    def upsample(self, x: Signal, name: str, *, stride: int) -> Signal:
+        """Depthwise causal transposed convolution of kernel 2 * stride, without bias.
 
-def _pointers(lib: Library, tensors: list[Tensor]) -> ctypes.Array:
-    return _pointer_array(lib.bindings["ggml_tensor"], len(tensors))(*tensors)
+        y[stride * t + p] = w[p] x[t] + w[p + stride] x[t - 1], weights of each tap as ``name.tapN``.
+        """
+        spec = VectorSpec(name, x.channels, tuple(f"tap{j}" for j in range(2 * stride)))
+        before = self._history(x, name, 1)
+        y = replace(x, length=x.length * stride, rate=x.rate * stride, delay=x.delay * stride)
+        return self._emit("upsample", y, spec, x=x, before=before, name=name, stride=stride)
 
+    # Tables of vectors
 
-@functools.cache
-def _pointer_array(kind: Any, count: int) -> Any:
-    """The ctypes array of pointers; kept, as each type made anew would be a reference cycle."""
-    return ctypes.POINTER(kind) * count
+    def embed(self, ids: Tensor, name: str, *, size: int, dim: int, per_frame: int = 1) -> Signal:
+        """Rows of a table; ``per_frame`` ids a frame give per_frame * dim channels: [per_frame * dim, frames]."""
+        table = TableSpec(name, size, dim)
+        return self._emit("embed", Signal(None, dim * per_frame, self.frames, 1), table, ids=ids, table=table)
 
+    def embed_nearest(self, ids: Tensor, z: Signal, name: str, *, size: int, dim: int) -> Signal:
+        """Rows of a table for ids that were found for every sample of ``z``."""
+        table = TableSpec(name, size, dim)
+        return self._emit("embed", replace(z, channels=dim), table, ids=ids, table=table)
 
-class Native:
-    """The lowering for the CPU with kernels."""
+    def nearest(self, z: Signal, name: str, *, size: int) -> Tensor:
+        """Index of the table row with the largest inner product, for every sample of ``z``: [batch * T]."""
+        table = TableSpec(name, size, z.channels)
+        return self._emit("nearest", replace(z), table, z=z, table=table).tensor
 
-    name = "native"
+    def argmax(self, x: Signal) -> Tensor:
+        """The channel with the largest value, for every sample: [batch * T]."""
+        return self._emit("argmax", replace(x), x=x).tensor
 
-    def __init__(
-        self, lib: Library, device: Device, kernels: Kernels, *, precision: str = "float32", n_threads: int = 1
-    ) -> None:
-        self.lib, self.device, self.kernels, self.precision, self.n_threads = lib, device, kernels, precision, n_threads
-        self.ops: Callable[..., NativeOps] = functools.partial(NativeOps, kernels=kernels, precision=precision)
+    # Samples by themselves
 
-    def input_shape(self, channels: int, rows: int) -> tuple[int, ...]:
-        return (channels, rows)
+    def tanh(self, x: Signal) -> Signal:
+        return self._emit("tanh", replace(x), x=x)
 
-    def load(self, specs: Mapping[str, Spec], find: Find) -> TensorBuffer:
-        """Read and pack the weights of a pass."""
-        packings = {s.name: Packing(s, self.kernels, self.precision) for s in specs.values() if isinstance(s, ConvSpec)}
-        shapes: Shapes = {}
-        for spec in specs.values():
-            shapes.update(packings[spec.name].shapes() if spec.name in packings else _plain_shapes(spec, column=False))
-        buffer = TensorBuffer(self.lib, self.device, shapes, zeroed=False)
+    def elu(self, x: Signal) -> Signal:
+        return self._emit("pad", replace(x), x=x, left=0, right=0, elu=True)
 
-        def fill(spec: Spec) -> None:
-            if spec.name in packings:
-                packings[spec.name].store(buffer, find(spec.name + ".weight").read(), find(spec.name + ".bias").read())
-            else:
-                _upload_plain(buffer, spec, find)
+    def swish(self, x: Signal) -> Signal:
+        """x * sigmoid(x)."""
+        return self._emit("swish", replace(x), x=x)
 
-        # largest first: packing them takes most memory, while the buffer is not yet in use
-        ordered = sorted(specs.values(), key=lambda s: -math.prod(shapes.get(s.name + ".weight", ("", (1,)))[1]))
-        with ThreadPoolExecutor(self.n_threads) as pool:
-            list(pool.map(fill, ordered))
-        return buffer
+    def gelu(self, x: Signal, *, tanh: bool = False) -> Signal:
+        """GELU by erf, or by tanh. It may take x's place, the largest signal of a block: do not use x again."""
+        return self._emit("gelu", replace(x), x=x, by_tanh=tanh)
 
+    def add(self, x: Signal, y: Signal) -> Signal:
+        """The sum of signals that are equally late."""
+        return self._emit("add", replace(x), x=x, other=y)
 
-def _plain_shapes(spec: Spec, *, column: bool) -> Shapes:
-    if isinstance(spec, SnakeSpec):
-        ne = (1, spec.channels) if column else (spec.channels,)
-        return {spec.name + ".alpha": ("F32", ne), spec.name + ".inverse": ("F32", ne)}
-    assert isinstance(spec, TableSpec)
-    return {spec.name: ("F32", (spec.dim, spec.size))}
+    def subtract(self, x: Signal, y: Signal) -> Signal:
+        return self._emit("subtract", replace(x), x=x, other=y)
 
+    def split(self, x: Signal, parts: int) -> list[Signal]:
+        """Equal ranges of channels."""
+        size = x.channels // parts
+        return [self._emit("channels", replace(x, channels=size), x=x, first=i * size) for i in range(parts)]
 
-def _upload_plain(buffer: TensorBuffer, spec: Spec, find: Find) -> None:
-    if isinstance(spec, SnakeSpec):
-        alpha = find(spec.name + ".alpha").read()
-        buffer.upload(spec.name + ".alpha", alpha)
-        buffer.upload(spec.name + ".inverse", 1.0 / (alpha + np.float32(1e-9)))
-    else:
-        buffer.upload(spec.name, find(spec.name).read())
+    def scaled(self, x: Signal, name: str, gain: Feed) -> Signal:
+        """[1, T] times a function of position, float32 [T]; ``name`` tells functions apart."""
+        return self._emit("scaled", replace(x), x=x, gain=self._feed(name, gain, "F32", x.length))
 
+    def polar(self, x: Signal) -> Signal:
+        """Log magnitudes and phases [2 bins, T] -> real and imaginary parts; magnitudes are at most 100."""
+        return self._emit("polar", replace(x), x=x)
 
-# -- portable: ggml's own operations, any device
+    # Norms
 
+    def layer_norm(self, x: Signal, name: str, *, epsilon: float) -> Signal:
+        """Normalise over channels, with weight and bias."""
+        spec = VectorSpec(name, x.channels)
+        return self._emit("layer_norm", replace(x), spec, x=x, name=name, epsilon=epsilon)
 
-class PortableOps(GraphOps):
-    def _state_view(self, state: Tensor, region: Region, first: int, rows: int) -> Tensor:
-        floats = state.contents.ne[0]
-        offset = (region.offset + first) * F32
-        return self.lib.ggml_view_3d(
-            self.c, state, rows, region.channels, self.batch, region.rows * F32, floats * F32, offset
-        )  # [rows, C, B]
+    def group_norm(self, x: Signal, name: str, *, groups: int, epsilon: float) -> Signal:
+        """Normalise over all samples of a clip and the channels of each group, with weight and bias."""
+        spec = VectorSpec(name, x.channels)
+        return self._emit("group_norm", self._of_whole_clip(x), spec, x=x, name=name, groups=groups, epsilon=epsilon)
 
-    def _rows_view(self, x: Tensor, first: int, rows: int) -> Tensor:
-        ne, nb = x.contents.ne, x.contents.nb
-        return self.lib.ggml_view_3d(self.c, x, rows, ne[1], ne[2], nb[1], nb[2], first * F32)
+    # Attention and recurrence
 
-    def _emit_repeated(self, x: Signal, rows: int) -> Tensor:
-        first = self.lib.ggml_cont(self.c, self._rows_view(x.tensor, 0, 1))
-        joined = first
-        for _ in range(rows - 1):
-            joined = self.lib.ggml_concat(self.c, joined, first, 0)
-        return joined
-
-    def _zeros(self, rows: int, channels: int, batch: int = 0) -> Tensor:
-        """[rows, channels, batch], of the graph's batch by default; of two halves where that is more than there are."""
-        batch = batch or self.batch
-        step = rows * F32
-        if rows * channels * batch <= ZERO_FLOATS:
-            zeros = self.w["zeros"]
-            return self.lib.ggml_view_3d(self.c, zeros, rows, channels, batch, step, step * channels, 0)
-        if batch > 1:
-            halves, axis = [(rows, batch // 2), (rows, batch - batch // 2)], 2
-        else:
-            halves, axis = [(rows // 2, 1), (rows - rows // 2, 1)], 0
-        first, second = (self._zeros(n, channels, streams) for n, streams in halves)
-        return self.lib.ggml_concat(self.c, first, second, axis)
-
-    def _joined(self, window: Window) -> Tensor:
-        """The window's rows in one tensor, made once however many nodes read it."""
-        made = self.__dict__.setdefault("_made", {})
-        if id(window) not in made:
-            channels = window.signal.channels
-            parts = [
-                self._zeros(window.zeros, channels) if window.zeros else None,
-                window.history,
-                window.signal.tensor,
-                self._zeros(window.zeros_after, channels) if window.zeros_after else None,
-            ]
-            joined = None
-            for part in parts:
-                if part:
-                    joined = self.lib.ggml_concat(self.c, joined, part, 0) if joined else part
-            if not self._contiguous(joined):
-                joined = self.lib.ggml_cont(self.c, joined)
-            made[id(window)] = (joined, window)
-        return made[id(window)][0]
-
-    @staticmethod
-    def _contiguous(x: Tensor) -> bool:
-        ne, nb = x.contents.ne, x.contents.nb
-        return nb[1] == ne[0] * F32 and (ne[2] == 1 or nb[2] == ne[0] * ne[1] * F32)
-
-    def _snake_of(self, x: Tensor, spec: Activation | None) -> Tensor:
-        """MUL, SIN, SQR, MUL, ADD: the chain that CUDA, Vulkan and Metal run as one kernel."""
-        if not isinstance(spec, SnakeSpec):
-            return self.lib.ggml_elu(self.c, x) if spec is ELU else x
-        lib, c = self.lib, self.c
-        s = lib.ggml_sqr(c, lib.ggml_sin(c, lib.ggml_mul(c, x, self.w[spec.name + ".alpha"])))
-        return lib.ggml_add(c, x, lib.ggml_mul(c, s, self.w[spec.name + ".inverse"]))
-
-    def _emit_conv1d(
+    def attention(
         self,
-        window: Window,
-        spec: ConvSpec,
-        timed: Signal,
-        dilation: int,
-        snake: Activation | None,
-        skip: tuple[Window, int] | None,
+        q: Signal,
+        k: Signal,
+        v: Signal,
+        name: str,
+        *,
+        heads: int,
+        rotary: Rotary | None = None,
+        window: int | None = None,
+        causal: bool = False,
     ) -> Signal:
-        if timed.length == 0:
-            return timed
-        lib, c = self.lib, self.c
-        x = self._snake_of(self._joined(window), snake)  # [R, in, B]
-        kernel = self.w[spec.name + ".weight"]  # [K, in, out]
-        columns = lib.ggml_im2col(
-            c, kernel, x, spec.stride, 0, 0, 0, dilation, 0, False, lib.bindings["GGML_TYPE_F32"]
-        )  # [K in, T, B]
-        depth = spec.kernel * spec.in_channels
-        columns = lib.ggml_reshape_2d(c, columns, depth, timed.length * self.batch)
-        y = lib.ggml_mul_mat(c, columns, lib.ggml_reshape_2d(c, kernel, depth, spec.out_channels))  # [T B, out]
-        if self.batch > 1:
-            y = lib.ggml_reshape_3d(c, y, timed.length, self.batch, spec.out_channels)
-            y = lib.ggml_cont(c, lib.ggml_permute(c, y, 0, 2, 1, 3))  # [T, out, B]
-        y = lib.ggml_add(c, y, self.w[spec.name + ".bias"])
-        if skip:
-            y = lib.ggml_add(c, y, self._rows_view(self._joined(skip[0]), skip[1], timed.length))
-        return replace(timed, tensor=y)  # [T, out, B]
+        """softmax(q k / sqrt(size of a head)) v, [channels, T] each -> [channels, T].
 
-    def _emit_conv_transpose1d(
-        self, window: Window, spec: ConvSpec, timed: Signal, blocks: int, crop: int, snake: Activation | None
-    ) -> Signal:
-        lib, c = self.lib, self.c
-        x = self._snake_of(self._joined(window), snake)  # [R, in, B]
-        x = lib.ggml_cont(c, lib.ggml_transpose(c, x))  # [in, R, B]
-        columns = lib.ggml_mul_mat(c, self.w[spec.name + ".weight"], x)  # [K out, R, B]
-        y = None
-        for b in range(self.batch):  # col2im_1d takes one sequence
-            ne, nb = columns.contents.ne, columns.contents.nb
-            one = lib.ggml_view_2d(c, columns, ne[0], ne[1], nb[1], b * nb[2])
-            part = lib.ggml_col2im_1d(c, one, spec.stride, spec.out_channels, (spec.taps - 1) * spec.stride)
-            y = lib.ggml_concat(c, y, part, 2) if y else part  # [blocks * stride, out, B]
-        y = lib.ggml_add(c, y, self.w[spec.name + ".bias"])
-        if timed.length != blocks * spec.stride:
-            y = lib.ggml_cont(c, self._rows_view(y, crop, timed.length))
-        return replace(timed, tensor=y)  # [T, out, B]
+        A causal one sees the last ``window`` positions, its own among them, in exact streams and bounded memory.
+        Without either it sees the whole clip.
+        """
+        if not causal and window is None and rotary is None:
+            return self._emit("full_attention", self._of_whole_clip(q), q=q, k=k, v=v, heads=heads)
+        if not causal or window is None or rotary is None or q.delay:
+            raise ArgumentError(
+                f"attention {name!r}: expected a causal one with window, rotary embedding and no lag, or none of these"
+            )
+        y, size = replace(q), q.channels // heads
+        if self.rings:
+            capacity = -(-(window - 1 + self.most_frames * q.rate) // VECTOR) * VECTOR
+            ring = dict(offset=self._kept(name, heads * 2 * capacity * size), window=window, capacity=capacity)
+            return self._emit("ring_attention", y, q=q, k=k, v=v, heads=heads, rotary=rotary, **ring)
+        q, k = (self._emit("rotated", replace(x), x=x, heads=heads, rotary=rotary) for x in (q, k))
+        keys = self._window(k, f"{name}.k", history=window - 1, before=0, after=0)
+        values = self._window(v, f"{name}.v", history=window - 1, before=0, after=0)
+        return self._emit("masked_attention", y, q=q, keys=keys, values=values, heads=heads, window=window)
 
-    def _emit_embed(self, ids: Tensor, spec: TableSpec, timed: Signal) -> Signal:
-        if timed.length == 0:
-            return timed
-        lib, c = self.lib, self.c
-        rows = lib.ggml_get_rows(c, self.w[spec.name], ids)  # [dim, ids]
-        rows = lib.ggml_reshape_3d(c, rows, timed.channels, timed.length, self.batch)
-        return replace(timed, tensor=lib.ggml_cont(c, lib.ggml_transpose(c, rows)))  # [T, C, B]
+    def lstm(self, x: Signal, name: str, layer: int, state: Tensor) -> tuple[Signal, Signal]:
+        """One layer with as many units as channels; ``state`` is h, c before -> outputs, and h, c after [H, 2]."""
+        gates = self.conv1d(x, f"{name}.ih_l{layer}", out=4 * x.channels, kernel=1)
+        spec = LstmSpec(f"{name}.hh_l{layer}", x.channels)
+        run = replace(gates, channels=x.channels, length=x.length + 1)  # every h, then the last c
+        run = self._emit("lstm", run, spec, gates=gates, spec=spec, state=state)
+        outputs = self._emit("rows", replace(run, length=x.length), x=run, first=0)
+        return outputs, self._emit("rows", replace(run, length=2), x=run, first=x.length - 1)
 
-    def _emit_nearest(self, z: Signal, spec: TableSpec) -> Tensor:
-        lib, c = self.lib, self.c
-        z_ = lib.ggml_cont(c, lib.ggml_transpose(c, z.tensor))  # [dim, T, B]
-        return self._search(lib.ggml_reshape_2d(c, z_, z.channels, z.length * self.batch), spec)
+    # Timing that all share
+
+    def _window(
+        self, x: Signal, name: str, *, history: int, before: int, after: int, replicate: bool = False
+    ) -> Window:
+        repeated = before if replicate and self.phase.first else 0
+        older = self._emit("repeated", replace(x, length=repeated), x=x).tensor if repeated else None
+        window = Window(
+            tensor=x.tensor,
+            channels=x.channels,
+            length=x.length,
+            rate=x.rate,
+            history=older if self.phase.first else self._history(x, name, history),
+            history_rows=repeated if self.phase.first else history,
+            zeros=before - repeated if self.phase.first else 0,
+            zeros_after=after if self.phase.last else 0,
+        )
+        if not self.phase.last:
+            self._remember(window, name, history)
+        x.windows.append(window)
+        return window
+
+    def _lagging(self, x: Signal, y: Signal, name: str) -> tuple[Window, int]:
+        """A window of ``x``, and the row in it that lies at the same time as y's first sample."""
+        lag = y.delay - x.delay
+        window = x.windows[-1] if x.windows else None
+        if window is None or (not self.phase.first and window.history_rows < lag):
+            window = self._window(x, name + ".skip", history=lag, before=0, after=0)
+        return window, window.zeros if self.phase.first else window.history_rows - lag
+
+    def _reflected(self, x: Signal, kernel: int, stride: int, activation: Snake | Elu | None) -> Signal:
+        if isinstance(activation, Snake):
+            raise ArgumentError("a convolution with reflected edges can have an ELU before it, not a Snake")
+        total, extra = kernel - stride, -x.length % stride
+        left, right = total - total // 2, total // 2 + extra
+        y = replace(self._of_whole_clip(x), length=x.length + left + right)
+        return self._emit("pad", y, x=x, left=left, right=right, elu=activation is not None)
+
+    def _of_whole_clip(self, x: Signal) -> Signal:
+        """A signal like ``x`` that is a function of all of it."""
+        return replace(x)
+
+    # What a plan records and a lowering builds
+
+    def _emit(self, operation: str, y: Signal, *specs: Spec | Elu | None, **arguments: Any) -> Signal:
+        """The signal ``y``, as this operation makes it."""
+        raise NotImplementedError
+
+    def _input(self, kind: str, *ne: int) -> Tensor:
+        raise NotImplementedError
+
+    def _rows_input(self, channels: int, rows: int, rate: int) -> Signal:
+        raise NotImplementedError
+
+    def _feed(self, name: str, feed: Feed, kind: str, *ne: int) -> Tensor:
+        """An input that the pass itself gives; one of each name."""
+        raise NotImplementedError
+
+    def _kept(self, name: str, floats: int) -> int:
+        """Where this layer's part begins in the memory of a stream that stays put, in floats."""
+        raise NotImplementedError
+
+    def _history(self, x: Signal, name: str, rows: int) -> Tensor:
+        raise NotImplementedError
+
+    def _remember(self, window: Window, name: str, rows: int) -> None:
+        """Leave the window's last rows for the next chunk."""
+        raise NotImplementedError
 
 
-class Portable:
-    """The lowering for any device of ggml."""
-
-    name = "portable"
-    ops = PortableOps
-    blank = False  # weights get memory, which nothing reads or touches: see rehearsal.py
-
-    def __init__(self, lib: Library, device: Device) -> None:
-        self.lib, self.device = lib, device
-
-    def input_shape(self, channels: int, rows: int) -> tuple[int, ...]:
-        return (rows, channels)
-
-    def load(self, specs: Mapping[str, Spec], find: Find) -> TensorBuffer:
-        """Read the weights of a pass."""
-        buffer = TensorBuffer(self.lib, self.device, self.shapes(specs), zeroed=not self.blank, weights=True)
-        for spec in () if self.blank else specs.values():
-            self.store(buffer, spec, find)
-        return buffer
-
-    def shapes(self, specs: Mapping[str, Spec]) -> Shapes:
-        """The weights of a pass in ggml's convolution layouts, and zeros to pad with."""
-        shapes: Shapes = {"zeros": ("F32", (ZERO_FLOATS,))}
-        for spec in specs.values():
-            shapes.update(self.shapes_of(spec))
-        return shapes
-
-    def shapes_of(self, spec: Spec) -> Shapes:
-        if not isinstance(spec, ConvSpec):
-            return _plain_shapes(spec, column=True)
-        kernel, n_in, n_out = spec.kernel, spec.in_channels, spec.out_channels
-        ne = (n_in, spec.taps * spec.stride * n_out) if spec.transposed else (kernel, n_in, n_out)
-        return {spec.name + ".weight": ("F32", ne), spec.name + ".bias": ("F32", (1, n_out))}
-
-    def store(self, buffer: TensorBuffer, spec: Spec, find: Find) -> None:
-        """Read one layer's weights."""
-        if not isinstance(spec, ConvSpec):
-            _upload_plain(buffer, spec, find)
-            return
-        weight = find(spec.name + ".weight").read()
-        if spec.transposed:  # col2im wants row out * kernel + k of [in] values
-            weight = pad_kernel(weight, spec).transpose(1, 2, 0)
-        buffer.upload(spec.name + ".weight", weight)
-        buffer.upload(spec.name + ".bias", find(spec.name + ".bias").read())
-
-
-ZERO_FLOATS = 1 << 18  # to pad with: rows * channels * streams
-
-Lowering = Native | Portable
+def _activation(activation: Snake | Elu | None, x: Signal) -> SnakeSpec | Elu | None:
+    return SnakeSpec(activation.name, x.channels) if isinstance(activation, Snake) else activation

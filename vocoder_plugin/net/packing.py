@@ -9,9 +9,9 @@ import numpy as np
 
 from ..kernels import Kernels, winograd_kernel
 from ..runtime.graph import TensorBuffer
-from .plan import ConvSpec
+from .lowering import Shapes
+from .weights import ConvSpec
 
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
 WINOGRAD = winograd_kernel()  # [points, kernel]
 PANELS = 1  # panels of outputs whose points are computed at once
 INT8_WEIGHTS = 1 << 16  # with fewer in a convolution, 8 bits would only lose accuracy

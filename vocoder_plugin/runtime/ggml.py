@@ -28,6 +28,8 @@ from typing import Any
 from ..errors import DeviceError, LibraryError
 from .prototypes import declarations
 
+Tensor = Any  # a ctypes pointer to ggml_tensor; None in a dry run and for an empty signal
+
 logger = logging.getLogger("vocoder_plugin.runtime.ggml")
 
 OLDEST_VERSION = (0, 15)  # first with ggml_col2im_1d and ggml_log_get, which the graphs rely on

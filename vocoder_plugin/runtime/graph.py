@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError, VocoderError
-from ..net.plan import Tensor
 from . import huge_pages
-from .ggml import Device, Library, LogBridge
+from .ggml import Device, Library, LogBridge, Tensor
 from .schedule import Scheduler, check_movable, missing_operations
 
 NUMPY_TYPES: dict[str, np.dtype] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "I32": np.dtype(np.int32)}
-NODES = 4096  # most nodes of one graph
+MOST_TENSORS = 1 << 20  # of one graph: some hundred MB that only describe it
+Feed = Callable[[Any], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -149,30 +149,41 @@ class Graph:
 
     ``c`` is the ggml context for tensor-making calls. Append to ``keep`` whatever must live as
     long as the graph.
+
+    Parameters
+    ----------
+    tensors : int
+        No fewer than will be made, views included. ggml aborts the process beyond.
     """
 
-    def __init__(self, lib: Library) -> None:
-        self.lib = lib
-        self.c = _new_context(lib, NODES * lib.ggml_tensor_overhead() + lib.ggml_graph_overhead_custom(NODES, False))
+    def __init__(self, lib: Library, tensors: int) -> None:
+        if tensors > MOST_TENSORS:
+            raise DeviceError(
+                f"this pass needs a graph of {tensors} tensors, more than {MOST_TENSORS}; give it less at once"
+            )
+        self.lib, self.tensors = lib, tensors
+        self.c = _new_context(
+            lib, tensors * lib.ggml_tensor_overhead() + lib.ggml_graph_overhead_custom(tensors, False)
+        )
         self.close = weakref.finalize(self, lib.ggml_free, self.c)
-        self.handle = lib.ggml_new_graph_custom(self.c, NODES, False)
+        self.handle = lib.ggml_new_graph_custom(self.c, tensors, False)
         self.keep: list[Any] = []
         self.scheduled = False
-        self._inputs: list[tuple[Tensor, np.dtype, int]] = []
-        self._outputs: list[tuple[Tensor, np.dtype, tuple[int, ...]]] = []
+        self.inputs: list[tuple[Tensor, np.dtype, int, Feed | None]] = []
+        self.outputs: list[tuple[Tensor, np.dtype, tuple[int, ...]]] = []
 
-    def input(self, kind: str, *ne: int) -> Tensor:
-        """A tensor that ``run`` fills from the array at the same position in its ``inputs``."""
+    def input(self, kind: str, *ne: int, feed: Feed | None = None) -> Tensor:
+        """A tensor that ``run`` fills: from ``feed`` of its moment, or from the next of the arrays it is given."""
         tensor = self.lib.ggml_new_tensor_4d(self.c, self.lib.bindings["GGML_TYPE_" + kind], *(*ne, 1, 1, 1)[:4])
         self.lib.ggml_set_input(tensor)
-        self._inputs.append((tensor, NUMPY_TYPES[kind], int(np.prod(ne))))
+        self.inputs.append((tensor, NUMPY_TYPES[kind], int(np.prod(ne)), feed))
         return tensor
 
     def output(self, tensor: Tensor, kind: str, *shape: int) -> None:
         """Return this contiguous tensor from ``run``, as an array of ``shape`` (numpy order)."""
         self.lib.ggml_set_output(tensor)
         self.expand(tensor)
-        self._outputs.append((tensor, NUMPY_TYPES[kind], shape))
+        self.outputs.append((tensor, NUMPY_TYPES[kind], shape))
 
     def expand(self, tensor: Tensor) -> None:
         """Compute this tensor (and what it needs) after all that was expanded before."""
@@ -198,8 +209,8 @@ class Session:
     ----------
     splits : int
         Pieces that the last graph ran in; 1 unless something fell back to the CPU.
-    bytes_up, bytes_down : int
-        Inputs copied to the device and outputs copied from it, by all runs so far.
+    on_run : callable or None
+        Called after each run with the graph's key, the graph, its inputs and its outputs, for those who measure.
     """
 
     def __init__(self, lib: Library, device: Device, *, n_threads: int, max_graphs: int = 24) -> None:
@@ -208,7 +219,8 @@ class Session:
         self.n_threads = n_threads
         self.max_graphs = max_graphs
         self.lock = threading.RLock()
-        self.splits = self.bytes_up = self.bytes_down = 0
+        self.splits = 0
+        self.on_run: Callable[[Hashable, Graph, list[np.ndarray], list[np.ndarray]], None] | None = None
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self._scheduler: list[Scheduler] = []  # none or one; a list, for the finalizer to see what comes later
         with LogBridge(lib):
@@ -257,22 +269,28 @@ class Session:
     def _allocated_bytes(self) -> int:
         return int(self.lib.ggml_gallocr_get_buffer_size(self._allocator, 0))
 
-    @property
-    def cached_graphs(self) -> int:
-        return len(self._graphs)
+    def run(
+        self, key: Hashable, build: Callable[[], Graph], inputs: list[np.ndarray], moment: Any = None
+    ) -> list[np.ndarray]:
+        """Run the graph of that key, building it with ``build`` where it is not cached.
 
-    def run(self, key: Hashable, build: Callable[[Graph], None], inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Run the graph of that key on the inputs, building it with ``build`` where it is not cached."""
+        ``inputs`` are for the graph's inputs without a feed, in order; feeds are asked for ``moment``.
+        """
         with self.lock:
             self.check_open()
             graph = self._graphs.get(key) or self._build(key, build)
             self._graphs.move_to_end(key)
-            for (tensor, dtype, size), array in zip(graph._inputs, inputs, strict=True):
+            given = iter(inputs)
+            arrays = [next(given) if feed is None else feed(moment) for *_, feed in graph.inputs]
+            for (tensor, dtype, size, _), array in zip(graph.inputs, arrays, strict=True):
                 assert array.size == size and array.dtype == dtype, (array.shape, array.dtype, size, dtype)
-                upload(self.lib, tensor, array)
-                self.bytes_up += array.nbytes
+                if tensor.contents.buffer:  # an input that no node reads has no memory
+                    upload(self.lib, tensor, array)
             self._compute(graph)
-            return [self._download(*output) for output in graph._outputs]
+            outputs = [self._download(*output) for output in graph.outputs]
+            if self.on_run:
+                self.on_run(key, graph, arrays, outputs)
+            return outputs
 
     def _compute(self, graph: Graph) -> None:
         if graph.scheduled:
@@ -287,12 +305,10 @@ class Session:
     def _download(self, tensor: Tensor, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         array = np.empty(shape, dtype)
         self.lib.ggml_backend_tensor_get(tensor, array.ctypes.data, 0, array.nbytes)
-        self.bytes_down += array.nbytes
         return array
 
-    def _build(self, key: Hashable, build: Callable[[Graph], None]) -> Graph:
-        graph = Graph(self.lib)
-        build(graph)
+    def _build(self, key: Hashable, build: Callable[[], Graph]) -> Graph:
+        graph = build()
         missing = [] if self.device.is_cpu else missing_operations(self.lib, self.device, graph.nodes)
         if missing:
             self._schedule(graph, missing)
@@ -314,11 +330,13 @@ class Session:
 
     def _schedule(self, graph: Graph, missing: list[Tensor]) -> None:
         check_movable(self.lib, self.device, missing)
+        self._drop(scheduled=True)
+        if self._scheduler and self._scheduler[0].most_nodes < 2 * graph.tensors:
+            self._scheduler.pop().close()
         if not self._scheduler:
             self._scheduler.append(
-                Scheduler(self.lib, self._backend, most_nodes=2 * NODES, set_threads=self._set_cpu_threads)
+                Scheduler(self.lib, self._backend, most_nodes=2 * graph.tensors, set_threads=self._set_cpu_threads)
             )
-        self._drop(scheduled=True)
         graph.scheduled = True
         with LogBridge(self.lib):
             if not self._scheduler[0].allocate(graph.handle, missing):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -68,14 +69,16 @@ class Rehearsal(Session):
         self.stuck = ""
         self._target = device
 
-    def run(self, key: Hashable, build: Callable[[Graph], None], inputs: list[np.ndarray]) -> list[np.ndarray]:
+    def run(
+        self, key: Hashable, build: Callable[[], Graph], inputs: list[np.ndarray], moment: Any = None
+    ) -> list[np.ndarray]:
         """Zeros in the shapes of the outputs."""
         with self.lock:
             graph = self._graphs.get(key) or self._build(key, build)
             self._graphs.move_to_end(key)
-            return [np.zeros(shape, dtype) for _, dtype, shape in graph._outputs]
+            return [np.zeros(shape, dtype) for _, dtype, shape in graph.outputs]
 
-    def _build(self, key: Hashable, build: Callable[[Graph], None]) -> Graph:
+    def _build(self, key: Hashable, build: Callable[[], Graph]) -> Graph:
         graph = super()._build(key, build)
         missing = missing_operations(self.lib, self._target, graph.nodes)
         self.missing.update(self.lib.ggml_op_desc(node).decode() for node in missing)

@@ -11,8 +11,7 @@ import weakref
 from collections.abc import Callable
 
 from ..errors import DeviceError
-from ..net.plan import Tensor
-from .ggml import Device, Library, LogBridge
+from .ggml import Device, Library, LogBridge, Tensor
 
 
 def missing_operations(lib: Library, device: Device, nodes: list[Tensor]) -> list[Tensor]:
@@ -43,7 +42,7 @@ class Scheduler:
     def __init__(
         self, lib: Library, backend: int, *, most_nodes: int, set_threads: Callable[[Device, int], None]
     ) -> None:
-        self._lib, self._backend, self.splits = lib, backend, 0
+        self._lib, self._backend, self.most_nodes, self.splits = lib, backend, most_nodes, 0
         cpu = lib.device("CPU")
         with LogBridge(lib):
             self._cpu = lib.ggml_backend_dev_init(cpu.handle, None)

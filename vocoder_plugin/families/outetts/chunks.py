@@ -6,7 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from .text import is_kana_or_han
+from ...errors import ArgumentError
+from .text import is_kana_or_han, need_text
 
 MIN_WORDS, MAX_WORDS = 10, 30
 HALVES = 2  # a word counts 2, a kana or han character 1, its punctuation 0
@@ -34,8 +35,8 @@ def split_text(text: str, *, min_words: int = MIN_WORDS, max_words: int = MAX_WO
     sentences, else of clauses. A Japanese or Chinese character counts as half a word.
     """
     if not 1 <= min_words <= max_words:
-        raise ValueError(f"chunks of {min_words} to {max_words} words, expected 1 <= min_words <= max_words")
-    pieces = _pieces(text)
+        raise ArgumentError(f"chunks of {min_words} to {max_words} words, expected 1 <= min_words <= max_words")
+    pieces = _pieces(need_text(text))
     if not pieces:
         return []
     ends = _best_ends(pieces, min_words * HALVES, max_words * HALVES) or _best_ends(pieces, 0, max_words * HALVES)

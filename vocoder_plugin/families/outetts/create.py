@@ -6,13 +6,13 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ...audio.samples import as_mono, read_audio, resample
+from ...codec import Codec
 from ...errors import AudioError
 from . import features, loudness
 from .align import Aligner, align
@@ -34,7 +34,7 @@ def create_speaker(
     audio: str | os.PathLike[str] | np.ndarray,
     transcript: str | None = None,
     *,
-    codec: Any,
+    codec: Codec,
     words: TextTimes | str | os.PathLike[str] | None = None,
     sample_rate: int | None = None,
     version: int | None = None,
@@ -86,12 +86,29 @@ def create_speaker(
         raise AlignmentError(
             f"word {times[-1].text!r} starts at {times[-1].start:.2f} s, but the clip has {length:.2f} s"
         )
+    if words is not None and transcript is not None and version == 3:  # 1 and 2 compare as their models read them
+        _check_same(times, transcript)
     text = plain_text(" ".join(time.text for time in times) if transcript is None else transcript)
-    made_by = MappingProxyType({"name": codec.name, "sha256": fingerprint(codec.path)})
+    made_by = {"name": codec.name, "sha256": fingerprint(codec.path)}
     if version == 3:
-        overall = MappingProxyType(features.measure(samples, codec.sample_rate))
+        overall = features.measure(samples, codec.sample_rate)
         return Speaker(3, text, tuple(_words_v3(samples, times, codec)), overall, made_by)
     return Speaker(version, text, tuple(_words_v1_v2(samples, text, times, codec, version)), codec=made_by)
+
+
+def _check_same(times: Sequence[WordTime], transcript: str) -> None:
+    """Refuse words that are not those of the transcript; marks, case and how words are parted do not count."""
+
+    def bare(texts: Iterable[str]) -> list[str]:
+        return ["".join(filter(str.isalnum, text.casefold())) for text in texts]
+
+    timed, written = bare(time.text for time in times), bare(transcript.split())
+    if "".join(timed) != "".join(written):
+        place = next((i for i, (a, b) in enumerate(zip(timed, written, strict=False)) if a != b), len(timed))
+        raise AlignmentError(
+            f"the words do not fit the transcript from its word {min(place, len(written)) + 1} on; "
+            "leave the transcript out, or give times of its words"
+        )
 
 
 def load_clip(audio: str | os.PathLike[str] | np.ndarray, sample_rate: int | None, target_rate: int) -> np.ndarray:
@@ -123,7 +140,7 @@ def plain_text(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", text)
 
 
-def encode_clip(samples: np.ndarray, codec: Any) -> np.ndarray:
+def encode_clip(samples: np.ndarray, codec: Codec) -> np.ndarray:
     """Codes [n_codebooks, n_frames] of a clip at the level and in the windows that OuteTTS 1.0 was trained on."""
     level = loudness.normalise(samples, codec.sample_rate)
     window = math.ceil(WINDOW_SECONDS * codec.sample_rate / codec.hop_length) * codec.hop_length
@@ -131,7 +148,7 @@ def encode_clip(samples: np.ndarray, codec: Any) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
-def _words_v3(samples: np.ndarray, times: Sequence[WordTime], codec: Any) -> list[Word]:
+def _words_v3(samples: np.ndarray, times: Sequence[WordTime], codec: Codec) -> list[Word]:
     codes, rate = encode_clip(samples, codec), codec.sample_rate
     words = []
     start = max(0, int(times[0].start * codec.frame_rate) - EXTENSION)
@@ -146,14 +163,14 @@ def _words_v3(samples: np.ndarray, times: Sequence[WordTime], codec: Any) -> lis
                 time.text,
                 round(len(rows[0]) / codec.frame_rate, 2),
                 tuple(tuple(row) for row in rows),
-                MappingProxyType(measured),
+                measured,
             )
         )
         start = end
     return words
 
 
-def _words_v1_v2(samples: np.ndarray, text: str, times: Sequence[WordTime], codec: Any, version: int) -> list[Word]:
+def _words_v1_v2(samples: np.ndarray, text: str, times: Sequence[WordTime], codec: Codec, version: int) -> list[Word]:
     """Words run from the end of the one before to their own; the clip is cut after the last."""
     split = words_v1 if version == 1 else words_v2
     expected = split(text)
@@ -171,7 +188,7 @@ def _words_v1_v2(samples: np.ndarray, text: str, times: Sequence[WordTime], code
     return words
 
 
-def _parts(time: WordTime, split: Any) -> list[tuple[str, float]]:
+def _parts(time: WordTime, split: Callable[[str], list[str]]) -> list[tuple[str, float]]:
     """The model's words for a written one ('25' is two), each with its end; time shared out by letters."""
     parts = split(time.text)
     letters = np.cumsum([len(part) for part in parts])

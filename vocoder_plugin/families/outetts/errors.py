@@ -1,15 +1,15 @@
-"""What the OuteTTS side refuses. All derive from VocoderError."""
+"""What the OuteTTS side refuses, in the package's tree of errors."""
 
 from __future__ import annotations
 
-from ...errors import VocoderError
+from ...errors import ArgumentError, VocoderError
 
 
-class PromptError(VocoderError, ValueError):
+class PromptError(ArgumentError):
     """A text or version that no prompt can be made of."""
 
 
-class SpeakerError(VocoderError, ValueError):
+class SpeakerError(ArgumentError):
     """A speaker profile that is damaged, of another version, or of another codec."""
 
 

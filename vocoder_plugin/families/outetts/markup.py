@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 BOS, EOS = "<|im_start|>", "<|im_end|>"
 TEXT_START, TEXT_END = "<|text_start|>", "<|text_end|>"
 AUDIO_START, AUDIO_END = "<|audio_start|>", "<|audio_end|>"
@@ -43,3 +45,16 @@ def time(seconds: float) -> str:
 def features(values: dict[str, int]) -> str:
     """The three feature tokens; a missing feature is 0."""
     return "".join(f"<|{name}_{values.get(name, 0)}|>" for name in FEATURE_NAMES)
+
+
+MARKUP = re.compile(r"<\|[^|]*\|>")
+EMOTION_MARK = re.compile(f"({re.escape(EMOTION_START)}|{re.escape(EMOTION_END)})")
+OTHER_MARKUP = re.compile(rf"<\|(?!{EMOTION_START[2:-2]}\||{EMOTION_END[2:-2]}\|)[^|]*\|>")
+
+
+def without_markup(text: str, *, emotions: bool = False) -> str:
+    """A text from outside with spaces in place of what looks like a control token; ``emotions`` keeps theirs.
+
+    What is left has no such token: where one is inside another, the outer one now has a space in it.
+    """
+    return (OTHER_MARKUP if emotions else MARKUP).sub(" ", text)

@@ -2,27 +2,62 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from ...codec import Codec
+from ...errors import ArgumentError
 from .errors import missing
 from .features import HIGHEST, HOP, LOWEST, pitch_track
 from .speaker import Speaker
 
+FORMATS = (".png", ".svg", ".pdf")
+# for what matplotlib's own font lacks; those that are installed are used
+FONTS = (
+    "DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "IPAGothic", "TakaoGothic", "VL Gothic",
+    "WenQuanYi Zen Hei", "Noto Sans KR", "NanumGothic", "Hiragino Sans", "Yu Gothic", "MS Gothic", "Malgun Gothic",
+    "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Arabic", "Arial Unicode MS", "Unifont",
+)  # fmt: skip
 
-def draw(speaker: Speaker, samples: np.ndarray, codec: Any, file: BinaryIO) -> None:
-    """Write a PNG of a speaker and its decoded samples, float32 [n]."""
+
+def picture_format(path: str | os.PathLike[str]) -> str:
+    """The format that a picture's suffix asks for; ArgumentError if it is none that is drawn."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        what = suffix or "a file without suffix"
+        raise ArgumentError(f"cannot draw {what}; use one of {', '.join(FORMATS)}", path=path)
+    return suffix[1:]
+
+
+def draw(speaker: Speaker, samples: np.ndarray, codec: Codec, file: BinaryIO, *, format: str = "png") -> None:
+    """Write a picture of a speaker and its decoded samples, float32 [n]; ``format`` as ``picture_format`` names it."""
     try:
+        import matplotlib
+        from matplotlib import font_manager
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise missing("matplotlib", purpose="drawing", extra="plot") from None
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    with (
+        matplotlib.rc_context({"font.family": [font for font in FONTS if font in installed]}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(max(8.0, samples.size / codec.sample_rate * 2), 6), layout="constrained")
+        FigureCanvasAgg(figure)
+        _fill(figure, speaker, samples, codec)
+        figure.savefig(file, format=format, dpi=110)
+
+
+def _fill(figure: Any, speaker: Speaker, samples: np.ndarray, codec: Codec) -> None:
     rate = codec.sample_rate
     ends = np.cumsum([word.n_frames for word in speaker.words]) / codec.frame_rate
     starts = np.concatenate([[0], ends[:-1]])
-    figure = Figure(figsize=(max(8.0, samples.size / rate * 2), 6), layout="constrained")
-    FigureCanvasAgg(figure)
     wave, energy, pitch = figure.subplots(3, sharex=True)
     wave.plot(np.arange(samples.size) / rate, samples, linewidth=0.4)
     wave.set_ylabel("waveform")
@@ -45,4 +80,3 @@ def draw(speaker: Speaker, samples: np.ndarray, codec: Any, file: BinaryIO) -> N
     for axis in (wave, energy, pitch):
         for end in [0, *ends]:
             axis.axvline(end, color="0.8", linewidth=0.6)
-    figure.savefig(file, format="png", dpi=110)

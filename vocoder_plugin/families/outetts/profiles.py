@@ -33,15 +33,13 @@ def names() -> list[str]:
 
 def find(name: str, *, offline: bool = False, progress: bool = False) -> Speaker:
     """A speaker by path, by its name in the profile folder, or as a hub file ``owner/repo/file.json``."""
-    if Path(name).is_file():
-        return Speaker.load(name)
     own = folder() / f"{Path(name).name}.json"
-    if name == Path(name).name and own.is_file():
+    if name == Path(name).name and own.is_file() and not Path(name).is_file():
         return Speaker.load(own)
     path = hub.local_or_fetch(name, suffix=".json", offline=offline, progress=progress)
-    if path.is_file():
+    if path.exists():
         return Speaker.load(path)
-    raise SpeakerError(f"{name}: there is no such file, nor such a profile; {available()}")
+    raise SpeakerError(f"there is no such file, nor such a profile; {available()}", path=name)
 
 
 def available() -> str:

@@ -10,7 +10,8 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+
+from ...llm import LanguageModel
 
 PENALTY_WINDOW = 64  # tokens
 
@@ -32,7 +33,7 @@ class Sampler:
     ``accept`` tells it every token that it did not choose itself: the prompt's, and forced ones.
     """
 
-    def __init__(self, llm: Any, sampling: Sampling, *, seed: int | None) -> None:
+    def __init__(self, llm: LanguageModel, sampling: Sampling, *, seed: int | None) -> None:
         import llama_cpp
 
         self._llm = llm

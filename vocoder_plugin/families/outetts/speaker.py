@@ -17,22 +17,41 @@ from typing import Any
 
 import numpy as np
 
+from ...codec import Codec
+from ...errors import refusal
 from ...files import complete_file
+from ...regular import regular_file
 from .errors import SpeakerError
 from .fingerprint import fingerprint
 from .markup import FEATURE_NAMES
 
 VERSIONS = (1, 2, 3)
 LLAMA_CPP_VERSIONS = {"0.1": 1, "0.2": 2, "0.3": 2, "1.0": 3, "1": 1, "2": 2, "3": 3}
-FILE_LIMIT = 16 << 20  # bytes; a profile of 20 s has about 0.1 MB
+FILE_LIMIT = 4 << 20  # bytes; a profile of 20 s has about 0.1 MB
 CODE_KEYS = {1: ("codes",), 2: ("codes",), 3: ("c1", "c2")}
 CODE_LIMIT = {1: 4096, 2: 4096, 3: 1024}  # codes the models' codecs have; a codec may have fewer
 MODELS = {1: "OuteTTS 0.1", 2: "OuteTTS 0.2 or 0.3", 3: "OuteTTS 1.0"}
 FEATURE_LIMIT = 100
 
 
+class _Frozen:
+    """A dataclass whose mappings cannot be changed, and which can be copied and pickled all the same."""
+
+    def __post_init__(self) -> None:
+        for name, value in self._values().items():
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, MappingProxyType(dict(value)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = (dict(value) if isinstance(value, Mapping) else value for value in self._values().values())
+        return type(self), tuple(values)
+
+    def _values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class Word:
+class Word(_Frozen):
     """A word as it was said.
 
     Attributes
@@ -51,8 +70,8 @@ class Word:
     text: str
     duration: float
     codes: tuple[tuple[int, ...], ...]
-    features: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    features: Mapping[str, int] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_frames(self) -> int:
@@ -60,7 +79,7 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Speaker:
+class Speaker(_Frozen):
     """A voice: what is put before the text so that the model goes on speaking in it. Immutable.
 
     Attributes
@@ -81,28 +100,28 @@ class Speaker:
     version: int
     text: str
     words: tuple[Word, ...]
-    global_features: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    global_features: Mapping[str, int] = field(default_factory=dict)
     codec: Mapping[str, str] | None = None
-    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-
-    # -- files
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Speaker:
         """Read and check a profile; raises SpeakerError if it is damaged."""
-        path = Path(path)
         try:
-            if path.stat().st_size > FILE_LIMIT:
-                raise SpeakerError(f"{path}: {path.stat().st_size} bytes are too many for a speaker profile")
-            data = json.loads(path.read_bytes())
+            size = regular_file(path).st_size
+            if size > FILE_LIMIT:
+                raise SpeakerError(f"{size} bytes are too many for a speaker profile", path=path)
+            data = json.loads(Path(path).read_bytes())
         except OSError as error:
-            raise SpeakerError(f"{path}: cannot be read: {error.strerror}") from None
+            raise SpeakerError(f"cannot be read: {error.strerror}", path=path) from None
+        except SpeakerError:
+            raise
         except (ValueError, RecursionError) as error:
-            raise SpeakerError(f"{path}: not a JSON file: {error}") from None
+            raise SpeakerError(f"not a JSON file: {error}", path=path) from None
         try:
             return cls.from_dict(data)
         except SpeakerError as error:
-            raise SpeakerError(f"{path}: {error}") from None
+            raise SpeakerError(str(error), path=path, key=error.key) from None
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the profile as JSON that outetts reads too; an existing file only with ``force``.
@@ -111,14 +130,16 @@ class Speaker:
         """
         path = Path(path)
         if path.exists() and not force:
-            raise SpeakerError(f"{path} exists already; use force to overwrite it")
+            raise SpeakerError("exists already; use force to overwrite it", path=path)
         try:
             with complete_file(path) as file:
                 file.write(f"{json.dumps(self.to_dict(), indent=2, ensure_ascii=False)}\n".encode())
         except UnicodeEncodeError as error:
-            raise SpeakerError(f"{path}: cannot be written: the text is not valid Unicode ({error.reason})") from None
+            raise SpeakerError(
+                f"cannot be written: the text is not valid Unicode ({error.reason})", path=path
+            ) from None
         except OSError as error:
-            raise SpeakerError(f"{path}: cannot be written: {error.strerror}") from None
+            raise SpeakerError(f"cannot be written: {error.strerror}", path=path) from None
 
     @classmethod
     def from_dict(cls, data: Any) -> Speaker:
@@ -126,9 +147,9 @@ class Speaker:
         if not isinstance(data, Mapping):
             raise SpeakerError(f"a profile is a JSON object, got {type(data).__name__}")
         version = _version(data)
-        text, words = _text(data.get("text"), "'text'"), data.get("words")
+        text, words = _text(data, "text"), data.get("words")
         if not isinstance(words, (list, tuple)) or not words:
-            raise SpeakerError("'words' is missing or empty, expected a list of the words said")
+            raise SpeakerError("'words' is missing or empty, expected a list of the words said", key="words")
         known = {"text", "words", "interface_version", "version", "global_features", "codec"}
         extra = {key: value for key, value in data.items() if key not in known}
         if isinstance(data.get("version"), str):
@@ -137,14 +158,14 @@ class Speaker:
         if codec is not None and not (
             isinstance(codec, Mapping) and all(isinstance(codec.get(key), str) for key in ("name", "sha256"))
         ):
-            raise SpeakerError(f"'codec' is {_short(codec)}, expected an object with the strings 'name' and 'sha256'")
+            raise _wrong("codec", codec, "an object with the strings 'name' and 'sha256'")
         return cls(
             version,
             text,
             tuple(_word(word, version, f"word {index}") for index, word in enumerate(words, 1)),
-            _features(data.get("global_features"), "'global_features'"),
-            None if codec is None else MappingProxyType(dict(codec)),
-            MappingProxyType(extra),
+            _features(data, "global_features"),
+            codec,
+            extra,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,8 +185,6 @@ class Speaker:
             data["codec"] = dict(self.codec)
         return data | dict(self.extra)
 
-    # -- use
-
     @property
     def n_codebooks(self) -> int:
         return len(CODE_KEYS[self.version])
@@ -180,12 +199,12 @@ class Speaker:
         rows = [[code for word in self.words for code in word.codes[row]] for row in range(self.n_codebooks)]
         return np.array(rows, np.int32)
 
-    def decode(self, codec: Any) -> np.ndarray:
+    def decode(self, codec: Codec) -> np.ndarray:
         """How the speaker sounds: float32 [n_samples] at ``codec.sample_rate``."""
         self.check_codec(codec)
         return codec.decode(self.codes)
 
-    def check_codec(self, codec: Any) -> str | None:
+    def check_codec(self, codec: Codec) -> str | None:
         """Refuse a codec that cannot have these codes; a warning if it is not the one that made them."""
         if codec.n_codebooks != self.n_codebooks:
             raise SpeakerError(
@@ -230,12 +249,12 @@ def _version(data: Mapping[str, Any]) -> int:
     given = data.get("interface_version")
     if given is not None:
         if isinstance(given, bool) or given not in VERSIONS:
-            raise SpeakerError(f"'interface_version' is {_short(given)}, expected 1, 2 or 3")
+            raise _wrong("interface_version", given, "1, 2 or 3")
         return int(given)
     given = data.get("version")
     if given is not None:
         if str(given) not in LLAMA_CPP_VERSIONS:
-            raise SpeakerError(f"'version' is {_short(given)}, expected one of {', '.join(LLAMA_CPP_VERSIONS)}")
+            raise _wrong("version", given, f"one of {', '.join(LLAMA_CPP_VERSIONS)}")
         return LLAMA_CPP_VERSIONS[str(given)]
     words = data.get("words")
     first = words[0] if isinstance(words, (list, tuple)) and words else None
@@ -244,49 +263,59 @@ def _version(data: Mapping[str, Any]) -> int:
 
 def _word(data: Any, version: int, where: str) -> Word:
     if not isinstance(data, Mapping):
-        raise SpeakerError(f"{where} is {_short(data)}, expected an object")
-    text, duration = _text(data.get("word"), f"{where}: 'word'"), data.get("duration")
+        raise SpeakerError(refusal(where, _short(data), "an object"), key="words")
+    text, duration = _text(data, "word", f"{where}: "), data.get("duration")
     where = f"{where} ({text[:20]!r})"
     if not isinstance(duration, (int, float)) or isinstance(duration, bool) or not 0 <= duration < 100:
-        raise SpeakerError(f"{where}: 'duration' is {_short(duration)}, expected seconds")
+        raise _wrong("duration", duration, "seconds", f"{where}: ")
     keys = CODE_KEYS[version]
-    rows = tuple(tuple(_codes(data.get(key), version, f"{where}: {key!r}")) for key in keys)
+    rows = tuple(tuple(_codes(data.get(key), version, key, f"{where}: ")) for key in keys)
     if len({len(row) for row in rows}) > 1:
         lengths = " and ".join(f"{len(row)} in {key}" for key, row in zip(keys, rows, strict=True))
-        raise SpeakerError(f"{where} has {lengths}: a frame needs a code of each")
+        raise SpeakerError(f"{where} has {lengths}: a frame needs a code of each", key=keys[0])
     known = {"word", "duration", "features", *keys}
     extra = {key: value for key, value in data.items() if key not in known}
-    return Word(text, duration, rows, _features(data.get("features"), f"{where}: 'features'"), MappingProxyType(extra))
+    return Word(text, duration, rows, _features(data, "features", f"{where}: "), extra)
 
 
-def _text(text: Any, where: str) -> str:
+def _text(data: Mapping[str, Any], key: str, where: str = "") -> str:
+    text = data.get(key)
     if not isinstance(text, str):
-        raise SpeakerError(f"{where} is {_short(text)}, expected a string")
+        raise _wrong(key, text, "a string", where)
     if any("\ud800" <= char <= "\udfff" for char in text):
-        raise SpeakerError(f"{where} is {_short(text)}, which is not valid Unicode: it has half of a character")
+        raise SpeakerError(
+            f"{where}{key!r} is {_short(text)}, which is not valid Unicode: it has half of a character", key=key
+        )
     return text
 
 
-def _codes(codes: Any, version: int, where: str) -> Iterator[int]:
+def _codes(codes: Any, version: int, key: str, where: str) -> Iterator[int]:
     if not isinstance(codes, (list, tuple)):
-        raise SpeakerError(f"{where} is {_short(codes)}, expected a list of codes")
+        raise _wrong(key, codes, "a list of codes", where)
     for code in codes:
         if isinstance(code, bool) or not isinstance(code, (int, np.integer)) or not 0 <= code < CODE_LIMIT[version]:
-            raise SpeakerError(f"{where} has the code {_short(code)}, expected 0 to {CODE_LIMIT[version] - 1}")
+            limit = CODE_LIMIT[version] - 1
+            raise SpeakerError(f"{where}{key!r} has the code {_short(code)}, expected 0 to {limit}", key=key)
         yield int(code)
 
 
-def _features(data: Any, where: str) -> Mapping[str, int]:
-    if data is None:
-        return MappingProxyType({})
-    if not isinstance(data, Mapping):
-        raise SpeakerError(f"{where} is {_short(data)}, expected an object")
-    for name, value in data.items():
+def _features(data: Mapping[str, Any], key: str, where: str = "") -> Mapping[str, int]:
+    found = data.get(key)
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise _wrong(key, found, "an object", where)
+    for name, value in found.items():
         if name in FEATURE_NAMES and (
             isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= FEATURE_LIMIT
         ):
-            raise SpeakerError(f"{where}: {name} is {_short(value)}, expected an integer 0 to {FEATURE_LIMIT}")
-    return MappingProxyType(dict(data))
+            message = refusal(f"{where}{key!r}: {name}", _short(value), f"an integer 0 to {FEATURE_LIMIT}")
+            raise SpeakerError(message, key=key)
+    return found
+
+
+def _wrong(key: str, value: Any, expected: str, where: str = "") -> SpeakerError:
+    return SpeakerError(refusal(f"{where}{key!r}", _short(value), expected), key=key)
 
 
 def _short(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -12,22 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import TokenError, VocoderError
-from ...llm import SpeechStream
+from ...codec import Codec
+from ...errors import ArgumentError, TokenError, VocoderError
+from ...llm import LanguageModel, Outside, SpeechStream, prompt_tokens
+from ...llm.vocabulary import vocabulary_of
 from .chunks import MAX_WORDS, MIN_WORDS, count_words, split_text
 from .errors import PromptError, SpeakerError, SpeechError
 from .loudness import FixedGain
-from .markup import CODE_END, EMOTION_END, EMOTION_START, FEATURES, SPACE, WORD_END, WORD_START
-from .prompts import build_prompt, check_version
+from .markup import CODE_END, FEATURES, SPACE, WORD_END, WORD_START, without_markup
+from .prompts import check_version, prompt_parts, token_parts
 from .sampler import Sampler, Sampling
 from .speaker import MODELS, Speaker, as_speaker
-from .text import need_text, words_v3
+from .text import need_text, tokens_v2, words_v1, words_v3
 
 MAX_LENGTH = 8192  # tokens of a prompt and its speech
 PATIENCE = 256  # tokens without a frame of audio: the model has lost its way
 WORD_MARKS = {1: CODE_END, 2: SPACE, 3: WORD_END}  # what the model writes after each word
-MARKUP = re.compile(r"<\|[^|]*\|>")
-EMOTION_MARKUP = re.compile(rf"<\|(?!{EMOTION_START[2:-2]}\||{EMOTION_END[2:-2]}\|)[^|]*\|>")
+# where the model goes on to a new word, and the guided one is put: ahead of and behind its text
+GUIDES = {1: (f"{CODE_END}\n", ""), 2: (f"{SPACE}\n", ""), 3: (WORD_START, FEATURES)}
+FIRST_GUIDE = {(1, True): "\n", (3, False): WORD_START}  # by version and speaker, ahead of the first; else nothing
 
 
 @dataclass
@@ -71,8 +73,9 @@ class Progress:
         return self.elapsed / self.seconds if self.seconds else float("inf")
 
 
-def model_version(llm: Any) -> int:
+def model_version(llm: LanguageModel) -> int:
     """Which OuteTTS a Llama is, by its vocabulary: 1, 2 or 3. TokenError if it is none."""
+    vocabulary_of(llm)  # refuses a closed Llama
     if _known(llm, "<|c1_0|>", "<|c2_0|>", WORD_START):
         return 3
     if _known(llm, "<|0|>", SPACE):
@@ -83,8 +86,8 @@ def model_version(llm: Any) -> int:
 
 
 def speak(
-    llm: Any,
-    codec: Any,
+    llm: LanguageModel,
+    codec: Codec,
     text: str,
     *,
     speaker: Speaker | Mapping[str, Any] | None = None,
@@ -127,7 +130,7 @@ def speak(
     min_words, max_words : int
         Size of the chunks, see ``split_text``.
     guided : bool
-        Force the words of the text, in order, wherever the model opens a word or would end (version 3).
+        Force the words of the text, in order, wherever the model goes on to a new word or would end.
     retries : int
         How often a chunk is tried again, with another seed, when the model writes no audio for it.
     loudness : float, optional
@@ -138,7 +141,8 @@ def speak(
     Raises
     ------
     SpeechError
-        If there is nothing to say, a prompt does not fit, or no audio comes.
+        If there is nothing to say, a prompt does not fit, no audio comes, or something else used the
+        Llama's context between two parts of the audio.
     SpeakerError, TokenError, PromptError
         If speaker, codec and model do not go together.
     """
@@ -147,8 +151,6 @@ def speak(
     check_version(version)
     if (version == 3) != (found == 3):
         raise PromptError(f"version {version} was asked for, but the model is {MODELS[found]}")
-    if guided and version != 3:
-        raise PromptError(f"guided words are known to version 3 only, and the model is {MODELS[version]}")
     codebooks = 2 if version == 3 else 1
     if codec.n_codebooks != codebooks:
         raise TokenError(
@@ -164,16 +166,16 @@ def speak(
     elif loudness is not None:
         raise SpeakerError("the loudness is set by the speaker's, and there is no speaker")
     if max_length < 1 or retries < 0:
-        raise ValueError(f"max_length is {max_length} and retries {retries}, expected at least 1 and 0")
-    text = (EMOTION_MARKUP if version == 2 else MARKUP).sub(" ", need_text(text))
+        raise ArgumentError(f"max_length is {max_length} and retries {retries}, expected at least 1 and 0")
+    text = without_markup(need_text(text), emotions=version == 2)
     chunks = split_text(text, min_words=min_words, max_words=max_words)
     if not any(char.isalnum() for char in text):
         raise SpeechError("there is nothing to say: the text has no words")
     plans = []
     for chunk in chunks:
-        prompt = build_prompt(chunk, version=version, speaker=known, voice=voice)
-        words = words_v3(chunk) if guided else []
-        plans.append(_Plan(_tokens(llm, prompt), words, chunk))
+        prompt = prompt_parts(chunk, version=version, speaker=known, voice=voice)
+        words = _guided_words(chunk, version) if guided else []
+        plans.append(_Plan(prompt_tokens(llm, prompt), words, chunk))
     limit = min(max_length, llm.n_ctx())
     for plan in plans:
         if len(plan.prompt) >= limit:
@@ -183,13 +185,29 @@ def speak(
         gain = FixedGain.for_clip(known.decode(codec), codec.sample_rate, target_lufs=loudness)
     progress = Progress(chunks=len(plans), total_words=count_words(text))
     speech = _Speech(llm, codec, version, sampling or Sampling(), seed, limit, progress)
-    return _run(speech, plans, opened=known is not None and version == 3, retries=retries, gain=gain, tell=on_progress)
+    return _run(speech, plans, with_speaker=known is not None, retries=retries, gain=gain, tell=on_progress)
+
+
+def _guided_words(text: str, version: int) -> list[list[str]]:
+    """The words to force, each in parts of a prompt."""
+    if version == 3:
+        return [[Outside(word)] for word in words_v3(text)]
+    if version == 1:
+        return [[word] for word in words_v1(text)]
+    words: list[list[str]] = [[]]
+    for token in tokens_v2(text):
+        words[-1] += token_parts(token)
+        if token.is_emotion:
+            words[-1].append(f"{SPACE}\n")
+        else:
+            words.append([])
+    return words[:-1]  # an emotion behind the last word has no audio
 
 
 @dataclass(frozen=True)
 class _Plan:
     prompt: list[int]
-    words: list[str]
+    words: list[list[str]]  # to force, in parts of a prompt; none where the model is free
     text: str
 
 
@@ -204,7 +222,7 @@ def _run(
     speech: _Speech,
     plans: list[_Plan],
     *,
-    opened: bool,
+    with_speaker: bool,
     retries: int,
     gain: FixedGain | None,
     tell: Callable[[Progress], None] | None,
@@ -227,7 +245,7 @@ def _run(
                 for attempt in range(retries + 1):
                     frames = speech.frames
                     progress.retries += attempt > 0
-                    for samples in speech.chunk(plan, opened=opened, attempt=attempt):
+                    for samples in speech.chunk(plan, with_speaker=with_speaker, attempt=attempt):
                         yield from give(samples)
                     if speech.frames > frames:
                         break
@@ -247,29 +265,37 @@ class _Speech:
     """The state of one ``speak``: the Llama's context, the samplers, the decoder."""
 
     def __init__(
-        self, llm: Any, codec: Any, version: int, sampling: Sampling, seed: int | None, limit: int, progress: Progress
+        self,
+        llm: LanguageModel,
+        codec: Codec,
+        version: int,
+        sampling: Sampling,
+        seed: int | None,
+        limit: int,
+        progress: Progress,
     ) -> None:
         self.llm, self.limit, self.progress = llm, limit, progress
         self.stream = SpeechStream(llm, codec)
         self.stream_rate = codec.sample_rate
         self._version, self._sampling, self._seed = version, sampling, seed
         self._word_mark = _token(llm, WORD_MARKS[version])
-        self._word_start = _token(llm, WORD_START) if version == 3 else None
+        self._goes_on = _token(llm, WORD_START) if version == 3 else self._word_mark  # to a new word
         self._samplers: list[Sampler] = []
+        self._context: list[int] = []  # what the Llama's holds, if nothing else has used it
 
     @property
     def frames(self) -> int:
         return self.stream.report.frames
 
-    def chunk(self, plan: _Plan, *, opened: bool, attempt: int) -> Iterator[np.ndarray]:
+    def chunk(self, plan: _Plan, *, with_speaker: bool, attempt: int) -> Iterator[np.ndarray]:
         """Samples of one chunk, as far as they come before the next one."""
+        vocabulary_of(self.llm)  # refuses a closed Llama
         sampler = self._sampler(attempt)
         sampler.start(plan.prompt)
         self._evaluate_prompt(plan.prompt)
         words = iter(plan.words)
-        guided = bool(plan.words)
-        if guided:  # the prompt has opened the first word already, where there is a speaker
-            first = self._opening(next(words))[1 if opened else 0 :]
+        if plan.words:
+            first = self._opening(next(words), FIRST_GUIDE.get((self._version, with_speaker), ""))
             sampler.accept(first)
             if not self._follow(first):
                 raise _no_room(plan, self.limit)
@@ -278,20 +304,22 @@ class _Speech:
         while self.llm.n_tokens < self.limit:
             token = sampler.sample()
             self.progress.tokens += 1
+            self.progress.words += token == self._word_mark
             ends = token in self.stream.vocabulary.end
-            if guided and (ends or token == self._word_start):
+            if plan.words and (ends or token == self._goes_on):
                 word = next(words, None)
                 if word is None:
                     return
-                forced = self._opening(word)
+                forced = self._opening(word, GUIDES[self._version][0])
                 sampler.replace_last(forced)
                 if not self._follow(forced):
                     break
                 continue
             if ends:
                 return
-            self.progress.words += token == self._word_mark
-            yield from self.stream.push(token)
+            for samples in self.stream.push(token):
+                yield samples
+                self._check_context()
             if self.frames > frames:
                 idle, frames = 0, self.frames
             else:
@@ -310,8 +338,8 @@ class _Speech:
             self._samplers.append(Sampler(self.llm, self._sampling, seed=seed))
         return self._samplers[attempt]
 
-    def _opening(self, word: str) -> list[int]:
-        return _tokens(self.llm, f"{WORD_START}{word}{FEATURES}")
+    def _opening(self, word: list[str], before: str) -> list[int]:
+        return prompt_tokens(self.llm, [before, *word, GUIDES[self._version][1]])
 
     def _evaluate_prompt(self, prompt: list[int]) -> None:
         """Compute a prompt but for the beginning that the context has already."""
@@ -320,6 +348,7 @@ class _Speech:
             self.llm.n_tokens = kept
         else:
             self.llm.reset()
+        self._context = prompt[:kept]
         self._evaluate(prompt[kept:])
 
     def _follow(self, tokens: list[int]) -> bool:
@@ -340,6 +369,17 @@ class _Speech:
         except RuntimeError as error:
             raise SpeechError(f"llama.cpp could not compute {len(tokens)} tokens: {error}") from None
         self.progress.evaluated += len(tokens)
+        self._context += tokens
+
+    def _check_context(self) -> None:
+        """Refuse to go on where the code that took the samples has used the Llama for something else."""
+        vocabulary_of(self.llm)
+        n = self.llm.n_tokens
+        if n != len(self._context) or not np.array_equal(self.llm.input_ids[:n], self._context):
+            raise SpeechError(
+                "the Llama was used for something else in the middle of a speech; "
+                "let one end before the next, or load the model twice"
+            )
 
     def _warn(self, message: str) -> None:
         self.progress.warnings.append(message)
@@ -357,7 +397,7 @@ class _Speech:
         self.close()
 
 
-def common_prefix(llm: Any, prompt: list[int]) -> int:
+def common_prefix(llm: LanguageModel, prompt: list[int]) -> int:
     """How many of a prompt's first tokens the Llama's context holds; at least one is always left to compute."""
     if getattr(llm, "_is_recurrent", False) or getattr(llm, "_is_hybrid", False):
         return 0  # such a context cannot be cut back
@@ -366,18 +406,10 @@ def common_prefix(llm: Any, prompt: list[int]) -> int:
     return int(differing[0]) if differing.size else most
 
 
-def _tokens(llm: Any, text: str) -> list[int]:
-    try:
-        data = text.encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(f"the text is not valid Unicode: {text[error.start :][:20]!r}") from None
-    return llm.tokenize(data, add_bos=False, special=True)
-
-
-def _token(llm: Any, text: str) -> int | None:
-    tokens = _tokens(llm, text)
+def _token(llm: LanguageModel, text: str) -> int | None:
+    tokens = prompt_tokens(llm, [text])
     return tokens[0] if len(tokens) == 1 else None
 
 
-def _known(llm: Any, *texts: str) -> bool:
+def _known(llm: LanguageModel, *texts: str) -> bool:
     return all(_token(llm, text) is not None for text in texts)

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import refusal
 from .errors import PromptError, missing
-from .markup import EMOTION_END, EMOTION_START, PUNCTUATION
+from .markup import EMOTION_END, EMOTION_START, PUNCTUATION, without_markup
 
 NUMBER = re.compile(r"\d+(\.\d+)?")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -67,11 +68,8 @@ class Token:
 
 def need_text(text: str) -> str:
     if not isinstance(text, str):
-        raise PromptError(f"the text is of type {type(text).__name__}, expected str")
+        raise PromptError(refusal("the text", f"of type {type(text).__name__}", "str"))
     return text
-
-
-# -- version 1
 
 
 def words_v1(text: str) -> list[str]:
@@ -82,15 +80,12 @@ def words_v1(text: str) -> list[str]:
     return re.sub(r"[^a-z\s]", "", text).split()
 
 
-# -- version 2
-
-
 def tokens_v2(text: str) -> list[Token]:
     """Words of a text for version 2 with their punctuation; emotion blocks stay whole."""
     tokens: list[Token] = []
     for part in EMOTION.split(need_text(text)):
         if part.strip().startswith(EMOTION_START):
-            tokens.append(Token(part))
+            tokens.append(Token(without_markup(part, emotions=True)))
         elif part.strip():
             tokens += _tokens_v2(part)
     return tokens
@@ -133,17 +128,15 @@ def _marks(chars: str) -> str:
     return "".join(PUNCTUATION[char] for char in chars if char in PUNCTUATION)
 
 
-# -- version 3
-
-
 def tidy_v3(text: str) -> str:
-    """A text for version 3: repaired, one kind of quote and dash, even spacing, no double quotes."""
+    """A text for version 3: repaired, one kind of quote and dash, even spacing, no double quotes, no markup."""
     import ftfy
 
     text = unicodedata.normalize("NFKC", ftfy.fix_text(need_text(text)))
     for pattern, replacement in TIDY:
         text = pattern.sub(replacement, text)
-    return text.strip()
+    # only now: width, entities and zero-width characters are gone that would have hidden a control token
+    return without_markup(text).strip()
 
 
 def words_v3(text: str) -> list[str]:
@@ -162,9 +155,6 @@ def words_v3(text: str) -> list[str]:
 
 def is_kana_or_han(char: str) -> bool:
     return "\u3040" <= char <= "\u30ff" or "\u4e00" <= char <= "\u9fff"
-
-
-# -- the packages
 
 
 def spell_numbers(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -11,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...regular import regular_file
 from .errors import AlignmentError
 
-FILE_LIMIT = 16 << 20  # bytes
-CUE_TIME = re.compile(r"(?:(\d+):)?(\d+):(\d+)[.,](\d+)")
+FILE_LIMIT = 4 << 20  # bytes
+# Each of these looks at a character a bounded number of times, whatever the file holds.
+CUE_TIME = re.compile(r"(?<!\d)(?:(\d+):)?(\d+):(\d+)[.,](\d+)")
 INLINE_TIME = re.compile(r"<((?:\d+:)?\d+:\d+[.,]\d+)>")
+CUE_MARKUP = re.compile(r"<[^<>]*>|\{[^{}]*\}")
 PRAAT_ITEM = re.compile(r'"((?:[^"]|"")*)"|(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)')
 
 
@@ -37,23 +41,22 @@ def read_words(path: str | os.PathLike[str]) -> list[WordTime]:
 
     Raises AlignmentError if the file cannot be read or its times make no sense.
     """
-    path = Path(path)
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise AlignmentError(f"{path}: word times are read from {', '.join(READERS)} files")
+    kind = Path(path).suffix.lower()
+    if kind not in READERS:
+        raise AlignmentError(f"word times are read from {', '.join(READERS)} files", path=path)
     try:
-        if path.stat().st_size > FILE_LIMIT:
-            raise AlignmentError(f"{path}: {path.stat().st_size} bytes are too many for word times")
-        data = path.read_bytes()
+        size = regular_file(path).st_size
+        if size > FILE_LIMIT:
+            raise AlignmentError(f"{size} bytes are too many for word times", path=path)
+        data = Path(path).read_bytes()
         utf_16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        words = list(reader(data.decode("utf-16" if utf_16 else "utf-8-sig")))
-        return check_words(words)
+        return check_words(list(READERS[kind](data.decode("utf-16" if utf_16 else "utf-8-sig"))))
     except OSError as error:
-        raise AlignmentError(f"{path}: cannot be read: {error.strerror}") from None
+        raise AlignmentError(f"cannot be read: {error.strerror}", path=path) from None
     except AlignmentError as error:
-        raise AlignmentError(f"{path}: {error}") from None
+        raise error if error.path else AlignmentError(str(error), path=path) from None
     except (ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
-        raise AlignmentError(f"{path}: not a readable {path.suffix} file: {error}") from None
+        raise AlignmentError(f"not a readable {kind} file: {str(error)[:100]}", path=path) from None
 
 
 def check_words(words: Sequence[WordTime | Any]) -> list[WordTime]:
@@ -94,9 +97,9 @@ def _json(text: str) -> Iterable[Any]:
         if isinstance(data.get("words"), list):
             return data["words"]
         segments = data.get("segments")
-        if isinstance(segments, list) and all(
-            isinstance(s, dict) and isinstance(s.get("words"), list) for s in segments
-        ):
+        if isinstance(segments, list) and all(isinstance(segment, dict) for segment in segments):
+            if not all(isinstance(segment.get("words"), list) for segment in segments):
+                raise AlignmentError("its segments have no word times; have Whisper write them: --word_timestamps True")
             return [word for segment in segments for word in segment["words"]]
     if not isinstance(data, list):
         raise AlignmentError("expected a list of words, or an object with 'words' or 'segments'")
@@ -105,7 +108,7 @@ def _json(text: str) -> Iterable[Any]:
 
 def _ctm(text: str) -> Iterable[WordTime]:
     for number, line in enumerate(text.splitlines(), 1):
-        fields = line.split()
+        fields = line.split(maxsplit=5)
         if not fields or line.startswith(";;"):
             continue
         if len(fields) < 5:
@@ -122,9 +125,9 @@ def _cues(text: str) -> Iterable[WordTime]:
         timing = next((index for index, line in enumerate(lines) if "-->" in line), None)
         if timing is None:
             continue
-        times = [_seconds(match) for match in CUE_TIME.finditer(lines[timing])]
+        times = [_seconds(match) for match in itertools.islice(CUE_TIME.finditer(lines[timing]), 2)]
         if len(times) < 2:
-            raise AlignmentError(f"the cue {lines[timing]!r} has no two times")
+            raise AlignmentError(f"the cue {lines[timing][:40]!r} has no two times")
         yield from _cue_words(" ".join(lines[timing + 1 :]), times[0], times[1])
 
 
@@ -133,7 +136,7 @@ def _cue_words(cue: str, start: float, end: float) -> Iterable[WordTime]:
     starts = [start, *(_seconds(CUE_TIME.fullmatch(piece)) for piece in pieces[1::2])]
     ends = [*starts[1:], end]
     for piece, first, last in zip(pieces[::2], starts, ends, strict=True):
-        text = re.sub(r"<[^>]*>|\{[^}]*\}", "", piece).strip()
+        text = CUE_MARKUP.sub("", piece).strip()
         if len(text.split()) > 1:
             raise AlignmentError(f"the cue {text[:40]!r} has several words, expected a cue for each word")
         if text:
@@ -157,12 +160,12 @@ def _textgrid(text: str) -> Iterable[WordTime]:
         kind, name, size = items[position], items[position + 1], int(items[position + 4])
         width = 3 if kind == "IntervalTier" else 2
         if not 0 <= size <= len(items):
-            raise AlignmentError(f"tier {name!r} says it has {size} items")
+            raise AlignmentError(f"tier {str(name)[:40]!r} says it has {size} items")
         rows = [items[position + 5 + i * width : position + 5 + (i + 1) * width] for i in range(size)]
         position += 5 + size * width
         if kind == "IntervalTier":
             if any(len(row) != 3 for row in rows):
-                raise AlignmentError(f"tier {name!r} ends early")
+                raise AlignmentError(f"tier {str(name)[:40]!r} ends early")
             tiers[str(name)] = [WordTime(str(row[2]).strip(), float(row[0]), float(row[1])) for row in rows]
     if not tiers:
         raise AlignmentError("the TextGrid has no tier of intervals")

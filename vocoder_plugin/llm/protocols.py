@@ -1,0 +1,43 @@
+"""What the package asks of a language model, for type checkers: any ``llama_cpp.Llama`` has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+
+class LanguageModel(Protocol):
+    """The members of ``llama_cpp.Llama`` that this package uses."""
+
+    n_threads: int
+    n_tokens: int  # that the context holds; setting it cuts the context back
+    draft_model: Any
+    tokenizer_: Any
+
+    @property
+    def model(self) -> Any:
+        """llama.cpp's model, None after ``close``."""
+
+    @property
+    def ctx(self) -> Any:
+        """llama.cpp's context, None after ``close``."""
+
+    @property
+    def input_ids(self) -> Any:
+        """Tokens of the context, an integer array of which the first ``n_tokens`` count."""
+
+    def n_ctx(self) -> int: ...
+
+    def n_vocab(self) -> int: ...
+
+    def token_eos(self) -> int: ...
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]: ...
+
+    def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes: ...
+
+    def generate(self, *args: Any, **sampling: Any) -> Iterator[int]: ...
+
+    def eval(self, tokens: Sequence[int]) -> Any: ...
+
+    def reset(self) -> Any: ...
