@@ -11,56 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_calls import call
 from measures import relative_error
+from op_calls import LIB, LOWERINGS, VARIANTS
+from op_calls import run as run_pass
 
 from vocoder_plugin import kernels
 from vocoder_plugin.errors import DeviceError
-from vocoder_plugin.net.ops import Native, Portable
+from vocoder_plugin.net.ops import Snake
 from vocoder_plugin.net.packing import Packing
-from vocoder_plugin.net.plan import WHOLE, ConvSpec, Plan, Signal
-from vocoder_plugin.net.weights import Stored
-from vocoder_plugin.runtime import ggml
-from vocoder_plugin.runtime.graph import Graph, Session
+from vocoder_plugin.net.weights import ConvSpec
+from vocoder_plugin.runtime.graph import Session
 
-LIB = ggml.library()
-VARIANTS = kernels.available()
 PRECISIONS = ("float32", "int16", "int8")
 RATE = math.lcm(*range(1, 9))  # of the input, so that any stride divides it
 
 
-def lowering(name: str, *, precision: str = "float32"):
-    device = LIB.device()
-    return (
-        Portable(LIB, device)
-        if name == "portable"
-        else Native(LIB, device, kernels.load(LIB, name), precision=precision)
-    )
-
-
-def run(name: str, forward, x: np.ndarray, weights: dict[str, np.ndarray], *, threads: int = 2, precision="float32"):
-    """A forward pass of one signal x [C, T] as a whole stream on one lowering -> [C', T']."""
-    low = lowering(name, precision=precision)
-    plan = Plan()
-    forward(plan, Signal(None, x.shape[0], 1, RATE, 0))
-    stored = {n: Stored(w.shape, lambda w=w: w.astype(np.float32)) for n, w in weights.items()}
-    buffer = low.load(plan.specs, stored.__getitem__)
-    session = Session(LIB, LIB.device(), n_threads=threads)
-
-    def build(graph: Graph) -> None:
-        position = graph.input("I32", 1)
-        graph.expand(position)
-        tensor = graph.input("F32", *low.input_shape(*x.shape), 1)
-        ops = low.ops(
-            phase=WHOLE, frames=x.shape[1], graph=graph, weights=buffer.tensors, regions=plan.regions, position=position
-        )
-        y = forward(ops, Signal(tensor, x.shape[0], x.shape[1], RATE, 0))
-        shape = (y.length, y.channels) if low.name == "native" else (y.channels, y.length)
-        graph.output(y.tensor, "F32", *shape)
-
-    array = x.T if low.name == "native" else x
-    y = session.run("test", build, [np.zeros(1, np.int32), np.ascontiguousarray(array, np.float32)])[0]
-    session.close()
-    buffer.close()
-    return y.T if low.name == "native" else y
+def run(name: str, forward, x: np.ndarray, weights: dict[str, np.ndarray], **how) -> np.ndarray:
+    """A convolution of a whole clip x [C, T] by one lowering -> [C', T']."""
+    return run_pass(name, forward, x, weights=weights, rate=RATE, **how)[0]
 
 
 def random_conv(rng, n_out: int, n_in: int, kernel: int, *, transposed: bool = False) -> dict[str, np.ndarray]:
@@ -85,7 +52,7 @@ def test_compiled_here():
     assert kernels.load(LIB, "no such variant") is None
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "portable"])
+@pytest.mark.parametrize("name", LOWERINGS)
 def test_by_hand(name):
     """y[t] = 1 + 2 x[t-1] + 3 x[t] + 4 x[t+1]."""
     weights = {"c.weight": np.array([[[2.0, 3.0, 4.0]]]), "c.bias": np.array([1.0])}
@@ -93,7 +60,7 @@ def test_by_hand(name):
     np.testing.assert_array_equal(y, [[1 + 3 + 40, 1 + 2 + 30 + 400, 1 + 20 + 300]])
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "portable"])
+@pytest.mark.parametrize("name", LOWERINGS)
 def test_transposed_by_hand(name):
     """Stride 2, kernel 4, cropped by 1: each input adds w to outputs 2t-1 … 2t+2."""
     weights = {"c.weight": np.array([[[1.0, 2.0, 3.0, 4.0]]]), "c.bias": np.array([0.5])}
@@ -120,7 +87,7 @@ def conv_cases(draw):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "portable"])
+@pytest.mark.parametrize("name", LOWERINGS)
 @settings(max_examples=60)
 @given(case=conv_cases())
 def test_conv1d(name, case):
@@ -131,7 +98,7 @@ def test_conv1d(name, case):
     def forward(net, x):
         return net.conv1d(
             x, "c", out=case["n_out"], kernel=case["kernel"], stride=case["stride"], dilation=case["dilation"],
-            padding=case["padding"], snake="s" if case["snake"] else None,
+            padding=case["padding"], activation=Snake("s") if case["snake"] else None,
         )  # fmt: skip
 
     wide = {n: w.astype(np.float64) for n, w in weights.items()}
@@ -153,7 +120,7 @@ def transposed_cases(draw):
     return stride, kernel, padding, length, draw(st.integers(1, 70)), draw(st.integers(1, 70)), draw(st.integers(0, 99))
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "portable"])
+@pytest.mark.parametrize("name", LOWERINGS)
 @settings(max_examples=40)
 @given(case=transposed_cases())
 def test_conv_transpose1d(name, case):
@@ -163,7 +130,9 @@ def test_conv_transpose1d(name, case):
     x = rng.standard_normal((n_in, length)).astype(np.float32)
 
     def forward(net, x):
-        return net.conv_transpose1d(x, "c", out=n_out, kernel=kernel, stride=stride, padding=padding, snake="s")
+        return net.conv_transpose1d(
+            x, "c", out=n_out, kernel=kernel, stride=stride, padding=padding, activation=Snake("s")
+        )
 
     wide = {n: w.astype(np.float64) for n, w in weights.items()}
     expected = reference.snake(x.astype(np.float64), wide["s.alpha"])
@@ -244,7 +213,7 @@ def test_instruction_sets_agree(precision):
     rng = np.random.default_rng(8)
     weights = random_conv(rng, 96, 96, 7)
     x = rng.standard_normal((96, 300)).astype(np.float32)
-    forward = lambda net, x: net.conv1d(x, "c", out=96, kernel=7, dilation=3, snake="s")  # noqa: E731
+    forward = lambda net, x: net.conv1d(x, "c", out=96, kernel=7, dilation=3, activation=Snake("s"))  # noqa: E731
     results = [run(name, forward, x, weights, precision=precision) for name in VARIANTS]
     for other in results[1:]:
         assert relative_error(other, results[0]) <= (2e-6 if precision == "float32" else 1e-4)
@@ -257,7 +226,7 @@ def test_threads_change_nothing(name, precision):
     for n_in, n_out, kernel, length in ((96, 96, 7, 1000), (384, 768, 7, 40), (40, 1, 7, 500), (512, 300, 2, 3)):
         weights = random_conv(rng, n_out, n_in, kernel)
         x = rng.standard_normal((n_in, length)).astype(np.float32)
-        forward = lambda net, x, n=n_out, k=kernel: net.conv1d(x, "c", out=n, kernel=k, snake="s")  # noqa: E731
+        forward = lambda net, x, n=n_out, k=kernel: net.conv1d(x, "c", out=n, kernel=k, activation=Snake("s"))  # noqa: E731
         one, *others = (run(name, forward, x, weights, threads=n, precision=precision) for n in (1, 2, 3, 5))
         for other in others:
             np.testing.assert_array_equal(one, other)
@@ -270,7 +239,9 @@ def native_snake(name: str, x: np.ndarray, alpha: float) -> np.ndarray:
         "c.bias": np.zeros(1),
         "s.alpha": np.array([alpha]),
     }
-    return run(name, lambda net, x: net.conv1d(x, "c", out=1, kernel=1, snake="s"), x[np.newaxis], weights)[0]
+    return run(name, lambda net, x: net.conv1d(x, "c", out=1, kernel=1, activation=Snake("s")), x[np.newaxis], weights)[
+        0
+    ]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
