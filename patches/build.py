@@ -1,4 +1,4 @@
-"""llama-cpp-python's source distribution, patched and built into a wheel. Also the command ``build-llama``."""
+"""llama-cpp-python's source distribution, patched and built into a wheel: what ``build-llama`` runs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ SHA256 = {"llama_cpp_python-0.3.36.tar.gz": "832db0699007f1be95a7e41ef12e88926b0
 FOLDER = Path(__file__).parent
 LOG_NAME = "build-llama.log"
 STEP = re.compile(r"^\s*\[\s*(\d+)(?:/(\d+)|%)\]")  # ninja's [3/464], make's [ 12%]
-FAULT = re.compile(r"CMake Error|\berror\b[: ]|\*\*\* ", re.IGNORECASE)
-ADVICE = {  # what a line of the build's output calls for
+FAULT = re.compile(r"CMake Error|\berror\b[: ]|\*\*\* (\[|.*fail)", re.IGNORECASE)  # not the builders' banners of stars
+ADVICE = {  # what the first error calls for
+    r"no GPU was detected": "name the generation of the card, such as -D CMAKE_CUDA_ARCHITECTURES=86",
     r"could not find vulkan": "install Vulkan's headers and loader (Debian and Ubuntu: libvulkan-dev glslc)",
     r"SPIRV-Headers": "install SPIR-V's headers (Debian and Ubuntu: spirv-headers)",
     r"No CMAKE_C(XX)?_COMPILER": "install a C++ compiler (Debian and Ubuntu: build-essential)",
@@ -163,7 +164,9 @@ def first_fault(output: str) -> str:
     at = next((i for i, line in enumerate(lines) if FAULT.search(line)), max(0, len(lines) - 1))
     context = [line.strip() for line in lines[at : at + 4] if line.strip()]  # CMake says what is wrong a line later
     fault = " ".join(context if "CMake Error" in lines[at] else context[:1]) if lines else "it wrote nothing"
-    advice = next((text for pattern, text in ADVICE.items() if re.search(pattern, output, re.IGNORECASE)), None)
+    advice = next(
+        (text for pattern, text in ADVICE.items() if re.search(pattern, " ".join(context), re.IGNORECASE)), None
+    )
     return f"{fault[:300]}{f' ({advice})' if advice else ''}"
 
 
@@ -205,9 +208,3 @@ def _found(*tools: str | None) -> bool:
 
 def _on(defines: Mapping[str, str], name: str) -> bool:
     return defines.get(name, "OFF").upper() in ("ON", "1", "TRUE", "YES", "Y")
-
-
-if __name__ == "__main__":
-    from vocoder_plugin.commands.cli import main
-
-    main(["build-llama", *sys.argv[1:]])

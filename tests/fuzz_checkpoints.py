@@ -396,7 +396,7 @@ def safetensors(case: Case, rng: Rng, path: Path, *, damage: bool) -> None:
     length = len(text)
     if damage and rng.random() < 0.1:
         length = int(pick(rng, (0, 1, length - 1, length + 1, 1 << 27, (1 << 63) - 1, (1 << 64) - 1)))
-    path.write_bytes(struct.pack("<Q", length) + text + data)
+    path.write_bytes(struct.pack("<Q", max(0, length)) + text + data)
 
 
 def damage_bytes(path: Path, rng: Rng) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-from vocoder_plugin.codecs import dac
-from vocoder_plugin.net.plan import ConvSpec, Plan, Signal, SnakeSpec
+from vocoder_plugin.codecs.dac import Dac
+from vocoder_plugin.net.plan import Plan
+from vocoder_plugin.net.weights import ConvSpec, SnakeSpec
+from vocoder_plugin.streams.format import Format
 
 SIZES = {  # codebooks, rates and sample rates of the published models
     "16khz": dict(sample_rate=16000, n_codebooks=12, rates=(2, 4, 5, 8)),
@@ -17,23 +20,36 @@ SIZES = {  # codebooks, rates and sample rates of the published models
 }
 
 
+def dac_of(*, sample_rate: int = 24000, codebook_size: int = 1024, **sizes) -> Dac:
+    """A model of these sizes without a file, by default OuteTTS's."""
+    model = object.__new__(Dac)
+    vars(model).update(
+        n_codebooks=2, codebook_dim=8, latent_dim=1024, encoder_dim=64, encoder_rates=(2, 4, 5, 8),
+        decoder_dim=1536, decoder_rates=(8, 5, 4, 2), has_encoder=True, has_decoder=True,
+    )  # fmt: skip
+    vars(model).update(sizes)
+    rows = tuple(range(model.n_codebooks))
+    model.format = Format("", sample_rate, math.prod(model.decoder_rates), rows, codebook_size, len(rows))
+    return model
+
+
 def write_random_dac(
     path: Path, size: str, *, encoder_dim: int = 8, decoder_dim: int = 256, latent_dim: int = 40
 ) -> None:
     """A model of that size, narrower. The widths make most convolutions run as F(2,7)."""
     rng = np.random.default_rng(3)
     rates, n_codebooks = SIZES[size]["rates"], SIZES[size]["n_codebooks"]
-    config = dac.Config(
-        name=size, sample_rate=SIZES[size]["sample_rate"], n_codebooks=n_codebooks, codebook_size=64, codebook_dim=8,
-        latent_dim=latent_dim, encoder_dim=encoder_dim, encoder_rates=rates, decoder_dim=decoder_dim,
-        decoder_rates=rates[::-1],
+    model = dac_of(
+        sample_rate=SIZES[size]["sample_rate"], n_codebooks=n_codebooks, codebook_size=64, latent_dim=latent_dim,
+        encoder_dim=encoder_dim, encoder_rates=rates, decoder_dim=decoder_dim, decoder_rates=rates[::-1],
     )  # fmt: skip
-    plan = Plan()
-    dac.decode(plan, config, None)
-    dac.encode(plan, config, Signal(None, 1, config.hop_length, config.hop_length, 0))
+    specs = {}
+    for heads in model.passes().values():
+        specs |= Plan.of(heads.values(), rings=False, most_frames=1).specs
     writer = gguf.GGUFWriter(path, "dac")
-    for key in ("sample_rate", "codebook_size", "latent_dim", "codebook_dim"):
-        writer.add_uint32(f"codec.{key}", getattr(config, key))
+    for key, value in (("sample_rate", model.format.sample_rate), ("codebook_size", 64), ("codebook_dim", 8)):
+        writer.add_uint32(f"codec.{key}", value)
+    writer.add_uint32("codec.latent_dim", latent_dim)
     writer.add_uint32("codec.n_q", n_codebooks)
 
     def conv(spec: ConvSpec) -> None:
@@ -43,7 +59,7 @@ def write_random_dac(
         writer.add_tensor(f"{spec.name}.weight", (rng.standard_normal(shape) * 0.5 / fan_in**0.5).astype(np.float32))
         writer.add_tensor(f"{spec.name}.bias", rng.normal(0, 0.02, spec.out_channels).astype(np.float32))
 
-    for spec in plan.specs.values():
+    for spec in specs.values():
         if isinstance(spec, ConvSpec) and not spec.name.startswith("vq."):
             conv(spec)
         elif isinstance(spec, SnakeSpec):

@@ -181,7 +181,9 @@ def code_texts(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:
     """Identifiers and strings, docstrings left out: the text, its line, whether an attribute or keyword is given it."""
     docstrings = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
     givers = (ast.Assign, ast.AnnAssign, ast.keyword)
-    given = {id(node.value) for node in ast.walk(tree) if isinstance(node, givers)}
+    values = [node.value for node in ast.walk(tree) if isinstance(node, givers)]
+    values += [entry for value in values if isinstance(value, ast.Dict) for entry in value.values]
+    given = {id(value) for value in values}
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -57,9 +57,6 @@ def ignore(*_: object) -> None:
     pass
 
 
-# -- building
-
-
 def test_the_wheel_appears_and_steps_are_counted(tmp_path, pip):
     pip(GOOD)
     seen: list[tuple[int, int]] = []
@@ -89,6 +86,16 @@ def test_a_failed_build_tells_the_first_error_and_keeps_its_output(tmp_path, pip
         ("CMake Error: CMAKE_CXX_COMPILER\n  No CMAKE_CXX_COMPILER could be found.", "build-essential"),
         ("a\nb: fatal error: oh\nc", r"^b: fatal error: oh$"),
         ("only\nthis", "^this$"),
+        (
+            "*** scikit-build-core 0.11.6 (wheel)\n*** Configuring CMake...\nFound nvcc\nx.cu(3): error: no\n",
+            r"^x.cu\(3\): error: no$",
+        ),
+        ("*** Building\nmake: *** [Makefile:8: all] Killed\n", r"^make: .*free disk or memory"),
+        ("fine\n*** CMake configuration failed\n", r"^\*\*\* CMake configuration failed$"),
+        (
+            'nvcc\nCMake Error at CMakeLists.txt:8:\n  CUDA_ARCHITECTURES is "native", but no GPU was detected.\n',
+            "CMAKE_CUDA_ARCHITECTURES=86",
+        ),
         ("", "^it wrote nothing$"),
     ],
 )
@@ -104,9 +111,6 @@ def test_missing_tools_are_told_together(monkeypatch, tmp_path):
         build.check_tools({"GGML_VULKAN": "ON"})
     monkeypatch.setenv("CXX", f"{sys.executable} -flag")
     assert build.check_tools({"GGML_VULKAN": "OFF"}) is None
-
-
-# -- the source
 
 
 def test_another_content_under_the_pinned_name_is_refused(tmp_path):
@@ -137,9 +141,6 @@ def test_a_damaged_archive(tmp_path):
     (tmp_path / "cut.tar.gz").write_bytes(b"\x1f\x8b\x08")
     with pytest.raises(BuildError, match=r"cut.tar.gz: cannot be unpacked"):
         build.unpack(tmp_path / "cut.tar.gz", tmp_path)
-
-
-# -- the command
 
 
 def test_another_release_is_refused_by_patch_file_and_hunk(tmp_path):

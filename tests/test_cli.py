@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import re
@@ -20,25 +21,29 @@ from click.testing import Result
 from commands import assert_done, refusal, run, run_process, spawn, talk
 from tiny_llm import CONTROL, write_tiny_llm
 
-from vocoder_plugin import Codec, SpeechStream, deinterleave, kernels
+from vocoder_plugin import Codec, SpeechStream, codec, deinterleave, kernels
 from vocoder_plugin.audio.samples import pcm16
+from vocoder_plugin.codecs import registry
+from vocoder_plugin.codecs.registry import models
 from vocoder_plugin.llm import generate_tokens
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 PROMPT = "<|im_start|>\n<|text_start|>hello<|text_end|>\n<|audio_start|>\n"
 COMMANDS = {
     (): ["convert", "info", "encode", "decode", "generate", "doctor"],
-    ("convert",): ["dac", "wavtokenizer"],
+    ("convert",): ["dac", "mimi", "wavtokenizer"],
     ("convert", "wavtokenizer"): ["SOURCE", "OUT", "--type", "--dialect", "codec.cpp|llama", "--config", "--force"],
     ("convert", "dac"): ["SOURCE", "OUT", "--type", "f32|f16|bf16|q8_0", "--sample-rate", "--force"],
     ("info",): ["FILE", "--tensors"],
     ("encode",): ["AUDIO", "OUT", "--codec", "--device", "--threads", "--codebooks", "--streaming", "--force"],
     ("decode",): ["CODES", "OUT", "--codec", "--device", "--threads", "--codebooks", "--streaming", "--raw", "--force"],
     ("generate",): [
-        "--model", "--codec", "--device", "--threads", "--prompt-file", "--out", "--stream", "--raw", "--play",
+        "--model", "--codec", "--device", "--threads", "--prompt-file", "--out", "--streaming", "--raw", "--play",
         "--max-tokens", "--temperature", "--seed", "--n-ctx", "--n-gpu-layers", "--force",
     ],
-    ("doctor",): [],
+    ("convert", "mimi"): ["SOURCE", "OUT", "--type", "--force"],
+    ("features",): ["AUDIO", "OUT", "--codec", "--frame-rate", "the codec's", "--streaming", "--force"],
+    ("doctor",): ["CODEC_FILES", "--device"],
 }  # fmt: skip
 
 
@@ -73,6 +78,23 @@ def test_help(command, flag):
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: main {' '.join(command)}".rstrip())
     assert [word for word in COMMANDS[command] if word not in result.stdout] == []
+
+
+def test_help_keeps_its_summaries_whole():
+    for command in ((), ("convert",), ("speaker",)):
+        assert "..." not in run(*command, "--help").stdout
+
+
+def test_libraries_are_imported_when_they_are_needed():
+    heavy = "llama_cpp", "soundfile", "gguf", "rich", "huggingface_hub", "matplotlib", "sounddevice"
+    code = f"import sys, vocoder_plugin.commands.cli; print([n for n in {heavy} if n in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout.strip() == b"[]"
+
+
+def test_as_a_module():
+    result = run_process("--version")
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"version" in result.stdout
 
 
 def test_version():
@@ -153,6 +175,18 @@ def test_convert_of_a_bad_source(tmp_path, content):
     assert [name for name in os.listdir(tmp_path) if name != "bad.pth"] == []
 
 
+def test_convert_of_a_name_on_the_hub(tmp_path):
+    said = refusal(run("convert", "dac", "someone/codec", tmp_path / "out.gguf"))
+    assert said.startswith("someone/codec: there is no such file; if it is a repo on the hub, name a file of it: ")
+
+
+def test_converter_that_cannot_be_imported(monkeypatch, fixtures, tmp_path):
+    broken = dataclasses.replace(models()["dac"].converter, function="no_such_module:convert")
+    monkeypatch.setattr(models()["dac"], "converter", broken)
+    said = refusal(run("convert", "dac", fixtures / "small_dac.pth", tmp_path / "out.gguf"))
+    assert said.startswith("the converter no_such_module:convert cannot be loaded: ModuleNotFoundError: ")
+
+
 def test_convert_to_an_unknown_type(fixtures, tmp_path):
     result = run("convert", "dac", fixtures / "small_dac.pth", tmp_path / "out.gguf", "--type", "q4_0")
     assert result.exit_code == 2
@@ -172,7 +206,8 @@ def test_info(small_dac_file):
     assert lines == {
         "architecture": "dac",
         "rate": "24000 Hz, 320 samples a frame, 75 frames/s",
-        "codebooks": "2 of 1024 entries, 8 values each",
+        "codebooks": "2 of 1024 entries",
+        "latents": "256 values a frame",
         "encoder": "rates 2 4 5 8",
         "decoder": "rates 8 5 4 2",
     }
@@ -187,6 +222,18 @@ def test_info_of_every_tensor(small_dac_file):
 
 def test_info_of_a_language_model(llm_file):
     assert run("info", llm_file).stdout.splitlines()[0].split() == ["architecture", "llama"]
+
+
+def test_info_of_a_name_that_commands_the_terminal(small_dac_file, tmp_path):
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(small_dac_file.read_bytes().replace(b"DAC 24 kHz", b"\x1b[2J\x1b]0;x"))
+    result = run("info", path, "--tensors")
+    assert result.exit_code == 0, result.stderr
+    assert r"name          \x1b[2J\x1b]0;x" in result.stdout
+    assert "\x1b" not in result.stdout
+    path.write_bytes(small_dac_file.read_bytes().replace(b"\x03\0\0\0\0\0\0\0dac", b"\x03\0\0\0\0\0\0\0d\x1bc"))
+    said = refusal(run("decode", path, tmp_path / "out.wav", "--codec", path))
+    assert "\x1b" not in said
 
 
 @pytest.mark.parametrize("damage", ["missing", "folder", "empty", "garbage", "truncated", "hostile"])
@@ -212,7 +259,8 @@ def test_encode(wav_file, small_dac_file, tmp_path, small_reference):
     assert_done(result)
     assert result.stderr == "75 frames of 2 codebooks, 1.00 s\n"
     with np.load(out, allow_pickle=False) as archive:
-        assert set(archive) == {"audio_codes", "sample_rate", "num_codebooks", "num_frames"}
+        assert set(archive) == {"audio_codes", "sample_rate", "num_codebooks", "num_frames", "codec", "codec_name"}
+        assert (archive["codec"].item(), archive["codec_name"].item()) == ("dac", "DAC 24 kHz")
         assert archive["audio_codes"].dtype == np.int32
         assert np.array_equal(archive["audio_codes"], small_reference["encoded"][np.newaxis])
         assert [archive[key].shape for key in ("sample_rate", "num_codebooks", "num_frames")] == [()] * 3
@@ -425,6 +473,53 @@ def test_decode_of_a_damaged_archive(tmp_path, small_dac_file, data):
     assert refusal(result).startswith(f"{path}: a damaged npz file (")
 
 
+def test_codes_of_another_codec(codes_file, wav_file, small_dac_file, small_wavtokenizer_file, tmp_path):
+    codes = tmp_path / "codes.npz"
+    assert_done(run("encode", wav_file, codes, "--codec", small_wavtokenizer_file))
+    said = refusal(run("decode", codes, tmp_path / "out.wav", "--codec", small_dac_file))
+    assert said == (
+        f"{codes}: these are codes of a 'wavtokenizer' codec at 24000 Hz, but {small_dac_file} is 'dac' at 24000 Hz"
+    )
+    np.savez(codes, audio_codes=GOOD, codec="dac", sample_rate=44100)
+    assert "of a 'dac' codec at 44100 Hz" in refusal(run("decode", codes, "-", "--codec", small_dac_file))
+    np.savez(codes, audio_codes=GOOD, codec=["dac", "mimi"], sample_rate=24000)  # no name at all: as if there were none
+    assert run("decode", codes, "-", "--codec", small_dac_file).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "model.safetensors", "folder"])
+def test_a_checkpoint_as_codec(codes_file, llm_file, prompt_file, tmp_path, name):
+    path = tmp_path / name
+    path.mkdir() if name == "folder" else path.write_bytes(b"PK")
+    for command in (["decode", codes_file, "-"], ["generate", "-m", llm_file, "--prompt-file", prompt_file, "-o", "-"]):
+        said = refusal(run(*command, "--codec", path))
+        assert said.startswith(
+            f"{path}: expected a codec's GGUF file; make one of a checkpoint: vocoder-plugin convert"
+        )
+
+
+def test_repos_where_files_are_wanted(codes_file, small_dac_file, prompt_file):
+    said = refusal(run("decode", codes_file, "-", "--codec", "someone/codec"))
+    assert said.startswith("someone/codec: there is no such file; if it is a repo on the hub, name a file of it: ")
+    said = refusal(generate("someone/llm", small_dac_file, "-", "--prompt-file", prompt_file))
+    assert said.endswith("someone/llm/FILE, or someone/llm:TAG such as someone/llm:Q8_0")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
+@pytest.mark.parametrize("command", ["decode", "encode", "features", "convert"])
+def test_a_full_disk(command, codes_file, wav_file, small_dac_file, fixtures, tmp_path):
+    """A limit on the size of files fails like it: one line with the file and the reason, and nothing left behind."""
+    out = tmp_path / {"decode": "out.wav", "encode": "out.npz", "features": "out.npy", "convert": "out.gguf"}[command]
+    long = tmp_path / "long.wav"
+    soundfile.write(long, np.random.default_rng(0).normal(0, 0.1, 24000 * 60), 24000)
+    source = {"decode": codes_file, "convert": fixtures / "small_dac.pth"}.get(command, long)
+    middle = ["dac"] if command == "convert" else []
+    args = [command, *middle, source, out, *([] if middle else ["--codec", small_dac_file])]
+    shell = ["sh", "-c", 'ulimit -f 8; exec "$0" -m vocoder_plugin "$@"', sys.executable]
+    result = subprocess.run([*shell, *map(str, args)], check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (1, f"Error: {out}: cannot be written: File too large\n")
+    assert os.listdir(tmp_path) == ["long.wav"] or set(os.listdir(tmp_path)) == {"in.wav", "long.wav"}
+
+
 def test_decode_to_an_unknown_format(codes_file, small_dac_file, tmp_path):
     out = tmp_path / "out.mp3"
     message = refusal(run("decode", codes_file, out, "--codec", small_dac_file))
@@ -533,6 +628,16 @@ def test_generate_says_what_was_damaged(llm_file, small_dac_file, prompt_file):
     assert " damaged frames and " in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [((400, 512), "max_tokens = 400 was reached"), ((8000, 256), "the context of 256 is full")],
+)
+def test_generate_says_that_it_was_cut_off(llm_file, small_dac_file, prompt_file, limits, said):
+    options = "--prompt-file", prompt_file, "--seed", 1, "--max-tokens", limits[0], "--n-ctx", limits[1]
+    result = generate(llm_file, small_dac_file, "-", *options)
+    assert f"warning: the speech was cut off: {said}\n" in talk(result.stderr)
+
+
 def test_generate_without_audio(llm_file, small_dac_file, prompt_file, tmp_path):
     out = tmp_path / "out.wav"
     result = generate(llm_file, small_dac_file, out, "--prompt-file", prompt_file, "--max-tokens", 1, "--n-ctx", 512)
@@ -635,6 +740,50 @@ def test_doctor():
     assert os.path.exists(" ".join(library[2:]))
     assert lines[names.index("native")][2:3] == (kernels.available()[:1] or ["none:"])
     assert any(line[:3] == ["device", "CPU", "(cpu):"] for line in lines)
+
+
+def test_doctor_lists_codecs_and_those_that_are_broken(monkeypatch):
+    line = "the codec 'odd' (odd:Odd, odd 1.0) cannot be loaded: ImportError: \x1b[2Jno"
+    found = dataclasses.replace(registry.door(), problems=(line,))
+    monkeypatch.setattr("vocoder_plugin.codecs.registry.door", lambda: found)
+    monkeypatch.setattr("vocoder_plugin.commands.inspect.door", lambda: found)
+    result = run("doctor")
+    assert re.search(r"^codec installed   dac \(vocoder-plugin \d\S*\)$", result.stdout, re.MULTILINE)
+    assert (
+        "codec broken      the codec 'odd' (odd:Odd, odd 1.0) cannot be loaded: ImportError: \\x1b[2Jno\n"
+        in result.stdout
+    )
+
+
+def test_a_broken_codec_is_a_problem_of_its_own(tmp_path, codes_file, small_dac_file):
+    """In another package: one warning, and the others work."""
+    info = tmp_path / "odd-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: odd\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[vocoder_plugin.codecs]\nodd = odd:Odd\n")
+    (tmp_path / "odd.py").write_text("raise OSError('broken')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = run_process("decode", codes_file, "-", "--codec", small_dac_file, env=environment)
+    assert result.returncode == 0
+    warning, done = result.stderr.decode().splitlines()
+    assert warning == "warning: the codec 'odd' (odd:Odd, odd 1.0) cannot be loaded: OSError: broken"
+    assert " s of audio in " in done
+    doctor = run_process("doctor", env=environment)
+    assert (doctor.returncode, doctor.stderr) == (0, b"")
+    assert (
+        b"\ncodec broken      the codec 'odd' (odd:Odd, odd 1.0) cannot be loaded: OSError: broken\n" in doctor.stdout
+    )
+
+
+def test_missing_kernels_are_told_once(monkeypatch, codes_file, small_dac_file):
+    codec._warn_of_missing_kernels.cache_clear()
+    monkeypatch.setattr("vocoder_plugin.kernels.load", lambda _lib, _variant=None: None)
+    results = [run("decode", codes_file, "-", "--codec", small_dac_file) for _ in range(2)]
+    warning = "warning: the native kernels are missing, so codecs run about 4 times slower on the CPU; "
+    assert [result.stderr.count(warning) for result in results] == [1, 0]
+    assert "pip install" in results[0].stderr
+    codec._warn_of_missing_kernels.cache_clear()
+    assert warning not in run("decode", codes_file, "-", "--codec", small_dac_file, kernels="off").stderr
 
 
 def test_doctor_without_portaudio(tmp_path, monkeypatch):
@@ -900,7 +1049,7 @@ def test_progress_of_a_long_clip(codes_file, small_dac_file, tmp_path, monkeypat
     """Told on the way, with the same samples as at once."""
     outputs = [tmp_path / "once.wav", tmp_path / "told.wav"]
     assert_done(run("decode", codes_file, outputs[0], "--codec", small_dac_file))
-    monkeypatch.setattr("vocoder_plugin.commands.cli.PIECE_SECONDS", 1.0)
+    monkeypatch.setattr("vocoder_plugin.commands.console.PIECE_SECONDS", 1.0)
     monkeypatch.setattr("vocoder_plugin.commands.console.on_terminal", lambda: True)
     result = run("decode", codes_file, outputs[1], "--codec", small_dac_file)
     told = [float(seconds) for seconds in re.findall(r"(\d\.\d) of 3\.7 s of audio", result.stderr)]
@@ -951,7 +1100,7 @@ def test_no_samples_to_a_terminal(codes_file, small_dac_file):
         ("<&-", 1, "Error: standard input is closed\n"),
         (">&-", 1, "Error: standard output is closed\n"),
         ("2>&- >/dev/null", 0, ""),
-        (">/dev/full", 1, "Error: No space left on device\n"),
+        (">/dev/full", 1, "Error: the samples cannot be written: No space left on device\n"),
     ],
 )
 def test_standard_streams_that_fail(codes_file, small_dac_file, closed, status, said):

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import reference
 from measures import snr
+from random_dac import dac_of
 
 from vocoder_plugin import Codec, kernels
-from vocoder_plugin.codecs.dac import Dac
 from vocoder_plugin.codecs.registry import read_model
 from vocoder_plugin.gguf_file import GGUFFile
 from vocoder_plugin.net.plan import Plan
-from vocoder_plugin.streams.format import Format
 
 LOWERINGS = [*kernels.available(), "off"]
 
@@ -72,25 +71,13 @@ def test_small_outetts_model(small_dac_file, small_reference, lowering):
         np.testing.assert_array_equal(codec.encode(small_reference["wav"], 24000), small_reference["encoded"])
 
 
-def model(**changes) -> Dac:
-    """OuteTTS's sizes, without a file."""
-    made = object.__new__(Dac)
-    made.format = Format("", 24000, 320, rows=(0, 1), codebook_size=1024, least_rows=2)
-    sizes = dict(
-        n_codebooks=2, codebook_dim=8, latent_dim=1024, encoder_dim=64, encoder_rates=(2, 4, 5, 8),
-        decoder_dim=1536, decoder_rates=(8, 5, 4, 2), has_encoder=True, has_decoder=True,
-    )  # fmt: skip
-    vars(made).update({**sizes, **changes})
-    return made
-
-
-def planned(name: str, model: Dac) -> Plan:
+def planned(name: str, model) -> Plan:
     return Plan.of(model.passes()[name].values(), rings=False, most_frames=24)
 
 
 def test_lookahead_by_hand():
     """OuteTTS's decoder sees 3141 samples ahead: each layer's reach, times what lies above it."""
-    plan = planned("decoder", model())
+    plan = planned("decoder", dac_of())
     reach = 3  # first convolution, at 75 Hz
     for rate, crop in ((8, 4), (5, 3), (4, 2), (2, 1)):
         reach = reach * rate + crop + 3 * (1 + 3 + 9)
@@ -102,7 +89,7 @@ def test_lookahead_by_hand():
 
 @pytest.mark.parametrize("rates", [(8, 5, 4, 2), (8, 8, 4, 2), (3, 2), (7,)])
 def test_state_holds_each_window(rates):
-    plan = planned("decoder", model(decoder_rates=rates, decoder_dim=96 * 2 ** len(rates)))
+    plan = planned("decoder", dac_of(decoder_rates=rates, decoder_dim=96 * 2 ** len(rates)))
     assert plan.regions["dec.model.0"].rows == 6
     assert plan.regions["dec.model.1.block.conv_t1"].rows == 1
     assert [plan.regions[f"dec.model.1.block.res_unit{k}.conv1"].rows for k in (1, 2, 3)] == [6, 18, 54]
@@ -111,7 +98,7 @@ def test_state_holds_each_window(rates):
 
 
 def test_encoder_lookahead():
-    plan = planned("encoder", model())
+    plan = planned("encoder", dac_of())
     latents = plan.outputs[-1]
     assert (latents.rate, latents.channels) == (1, 1024)
     assert plan.first_frames > latents.delay > 0

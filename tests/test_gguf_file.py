@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from vocoder_plugin import Codec
-from vocoder_plugin.converters import dac
+from vocoder_plugin.converters import wavtokenizer
 from vocoder_plugin.errors import ModelFileError
 from vocoder_plugin.gguf_file import TENSOR_TYPES, GGUFFile
 
@@ -695,7 +696,7 @@ LIES = [
      "encoder rates (2, 4, 5, 8) and decoder rates (4, 5, 4, 2) differ in product"),
     (strides(32, 32, 32, 32), "a frame has 1048576 samples, more than 65536"),
     (half_reversed_layout, "key 'codec.hop_size' is 320, expected 640"),
-    (nine_blocks, "9 blocks like 'dec.model.N.block.conv_t1.weight', expected at most 8"),
+    (nine_blocks, "9 strided convolutions, expected 1 to 8"),
     (wide_decoder, "the decoder has 32768 channels, more than 16384"),
     (wide_encoder, "the encoder has 32768 channels, more than 16384"),
     (all_of(shape("dec.model.0.weight", 40, 48, 7), shape("dec.model.0.bias", 40)),
@@ -764,7 +765,7 @@ def zeros(model: Model) -> None:
 
 
 @pytest.mark.parametrize("kernels", [None, "off"])
-@pytest.mark.parametrize("change", [huge_scales, not_a_number, zeros])
+@pytest.mark.parametrize("change", [huge_scales, zeros])
 def test_no_weight_crashes_a_pass(tmp_path, model, change, kernels):
     odd = model.copy()
     change(odd)
@@ -779,15 +780,58 @@ def test_no_weight_crashes_a_pass(tmp_path, model, change, kernels):
         assert codes.max() < codec.codebook_size
 
 
-def test_random_damage_is_refused_or_survived(tmp_path):
-    source = tmp_path / "small.gguf"
-    dac.convert(FIXTURES / "small_dac.pth", source, type="f16")
+@pytest.mark.parametrize("precision", ["float32", "int16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, model, precision, value):
+    """Integers would make sound of them, and floats silence without a word."""
+    odd = model.copy()
+    odd.tensors["dec.model.0.weight"] = odd.tensors["dec.model.0.weight"].copy()
+    odd.tensors["dec.model.0.weight"][0, 0, 0] = value
+    with Codec.load(written(tmp_path, odd.pack()), n_threads=1, precision=precision) as codec:
+        with pytest.raises(ModelFileError, match="not finite") as caught:
+            codec.decode(np.zeros((2, 2), int))
+        assert caught.value.tensor == "dec.model.0.weight"
+        assert caught.value.path is not None
+
+
+CHANGES = {
+    "shorter": "os.truncate(path, 100)",
+    "overwritten": "open(path, 'r+b').write(b'x' * 1000)",
+    "gone": "os.remove(path)",
+    "replaced": "os.replace(shutil.copy(path, path + '2'), path)",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_under_its_codec(tmp_path, change):
+    """Weights are read when they are first needed: a file that has changed by then is refused, without a signal."""
+    path = shutil.copy(FIXTURES / "codec_cpp_dac_hf_f32.gguf", tmp_path / "model.gguf")
+    code = (
+        "import os, shutil, sys, numpy as np\n"
+        "from vocoder_plugin import Codec, ModelFileError\n"
+        "path = sys.argv[1]\n"
+        "codec = Codec.load(path, n_threads=2)\n"
+        f"{CHANGES[change]}\n"
+        "try: print('decoded', codec.decode(np.zeros((2, 4), int)).size)\n"
+        "except ModelFileError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    still_there = change in ("gone", "replaced")  # the open file is the one that was loaded
+    assert ("decoded 1272" if still_there else "has changed since it was opened") in done.stdout
+
+
+def test_random_damage_is_refused_or_survived(tmp_path, small_dac_file, small_wavtokenizer_file):
+    """Of every codec and dialect; see the script for longer runs."""
+    llama = tmp_path / "llama.gguf"
+    wavtokenizer.convert(FIXTURES / "small_wavtokenizer.ckpt", llama, dialect="llama")
+    sources = [small_dac_file, small_wavtokenizer_file, llama, FIXTURES / "codec_cpp_mimi_hf_f16.gguf"]
     script = Path(__file__).with_name("fuzz_gguf.py")
     done = subprocess.run(
-        [sys.executable, script, "--seed", "1", "--count", "1500", source], capture_output=True, text=True, timeout=300
+        [sys.executable, script, "--seed", "1", "--count", "300", *sources], capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (files|refused|loaded)", done.stdout)}
-    assert counts["files"] == 1500 == counts["refused"] + counts["loaded"]
-    assert counts["refused"] > 1000
+    assert counts["files"] == 1200 == counts["refused"] + counts["loaded"]
+    assert counts["refused"] > 600
     assert counts["loaded"] > 100

@@ -7,6 +7,7 @@ import time
 import pytest
 from hub_server import COMMIT, Hub
 
+from vocoder_plugin import KindError
 from vocoder_plugin.hub import HubError, Reference, choose, fetch, local_or_fetch, looks_like_reference
 
 REPO = "OuteAI/OuteTTS-1.0-0.6B-GGUF"
@@ -49,6 +50,12 @@ def test_fetch(reference, name, get, hub):
     assert path.name == name
     repo = Reference.parse(reference).repo
     assert path.read_bytes() == next(c for n, c in hub.files[repo].items() if n.endswith(name))
+
+
+@pytest.mark.parametrize("reference", [None, 3, b"me/one"])
+def test_what_is_no_text(reference, get):
+    with pytest.raises(KindError, match=r"the reference is of type .*, expected str"):
+        get(reference)
 
 
 def test_the_cache_serves_and_offline_needs_no_server(get, hub):

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_calls import call
 from measures import relative_error
-from op_calls import LIB, LOWERINGS, VARIANTS
-from op_calls import run as run_pass
+from tiny_pass import LIB, LOWERINGS, VARIANTS, tiny_pass
 
 from vocoder_plugin import kernels
 from vocoder_plugin.errors import DeviceError
@@ -22,12 +21,13 @@ from vocoder_plugin.net.weights import ConvSpec
 from vocoder_plugin.runtime.graph import Session
 
 PRECISIONS = ("float32", "int16", "int8")
-RATE = math.lcm(*range(1, 9))  # of the input, so that any stride divides it
 
 
-def run(name: str, forward, x: np.ndarray, weights: dict[str, np.ndarray], **how) -> np.ndarray:
-    """A convolution of a whole clip x [C, T] by one lowering -> [C', T']."""
-    return run_pass(name, forward, x, weights=weights, rate=RATE, **how)[0]
+def run(name: str, forward, x: np.ndarray, weights: dict[str, np.ndarray], *, threads: int = 2, precision="float32"):
+    """A forward pass of one signal x [C, T] as a whole stream on one lowering -> [C', T']."""
+    heads = {"y": lambda net: net.rows_out(forward(net, net.rows_in(len(x))))}
+    with tiny_pass(name, heads, weights, threads=threads, precision=precision) as pass_:
+        return pass_.run_clip("y", x.shape[1], [np.ascontiguousarray(x.T, np.float32)])[0][0].T
 
 
 def random_conv(rng, n_out: int, n_in: int, kernel: int, *, transposed: bool = False) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from measures import relative_error
 
 from vocoder_plugin import Codec, CodesError, ModelFileError, StreamError
+from vocoder_plugin.gguf_file import GGUFFile
 from vocoder_plugin.net.ops import Rotary
 
 WINDOW = 20  # of the tiny model, which codec.cpp's files do not say
@@ -211,3 +213,39 @@ def test_a_key_that_contradicts_the_tensors_or_sense(fixtures, tmp_path, key, va
     bad.write_bytes(data[:at] + value.to_bytes(4, "little") + data[at + 4 :])
     with pytest.raises(ModelFileError, match=message):
         Codec.load(bad)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape", "message"),
+    [
+        ("dtr.l0.attn.q_proj.w", (16, 32), r"'dtr.l0.attn.q_proj.w' has shape \(16, 32\), expected \(32, 32\)"),
+        ("dtr.l0.attn.k_proj.w", (32, 34), r"'dtr.l0.attn.k_proj.w' has shape \(32, 34\), expected \(32, 32\)"),
+        ("q.a.op.w", (512,), r"'q.a.op.w' has shape \(512,\), expected"),
+    ],
+)
+def test_parts_that_are_joined_must_fit(fixtures, tmp_path, tensor, shape, message):
+    with pytest.raises(ModelFileError, match=message) as caught:
+        Codec.load(rewritten(fixtures, tmp_path, tensors={tensor: np.zeros(shape, np.float32)}))
+    assert caught.value.tensor == tensor
+
+
+def test_more_semantic_codebooks_than_there_are(fixtures, tmp_path):
+    with pytest.raises(ModelFileError, match="number of semantic codebooks is 1, expected 9"):
+        Codec.load(rewritten(fixtures, tmp_path, keys={"codec.num_semantic_quantizers": 9}))
+
+
+def rewritten(fixtures, tmp_path, *, tensors=None, keys=None):
+    """The fixture with other tensors or whole numbers."""
+    source, path = GGUFFile(fixtures / "codec_cpp_mimi_hf_f32.gguf"), tmp_path / "changed.gguf"
+    writer = gguf.GGUFWriter(path, "mimi")
+    for key, value in {**source.metadata, **(keys or {})}.items():
+        if key != "general.architecture":
+            writers = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+            writers[type(value)](key, value)
+    for name in source.tensors:
+        writer.add_tensor(name, (tensors or {}).get(name, source.read(name)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -49,11 +49,13 @@ def test_features_at_another_rate(converted, wav, tmp_path, streaming, monkeypat
     assert result.stderr == "11 frames of 32 values, 10 a second\n"
 
 
-def test_features_of_another_codec(small_dac_file, wav, tmp_path):
+def test_features_of_another_codec(small_dac_file, small_dac, wav, tmp_path):
     result = run("features", wav, tmp_path / "features.npy", "--codec", small_dac_file)
-    assert result.exit_code == 1
-    assert "has no continuous features; they are Mimi's" in result.stderr
-    assert not (tmp_path / "features.npy").exists()
+    assert result.exit_code == 0, result.stderr
+    samples, rate = soundfile.read(wav, dtype="float32")
+    latents = np.load(tmp_path / "features.npy")
+    np.testing.assert_allclose(latents, small_dac.encode_latents(samples, rate), atol=1e-4)
+    assert result.stderr == f"75 frames of {small_dac.latent_dim} values, 75 a second\n"
 
 
 def test_codes_there_and_back(converted, wav, tmp_path):
@@ -78,6 +80,7 @@ def test_encode_in_pieces(converted, tmp_path, rate, monkeypatch):
     with Codec.load(converted, n_codebooks=3) as codec, np.load(out) as archive:
         assert {name: archive[name].shape for name in archive} == {
             "audio_codes": (1, 3, 13), "sample_rate": (), "num_codebooks": (), "num_frames": (),
+            "codec": (), "codec_name": (),
         }  # fmt: skip
         assert (archive["sample_rate"], archive["num_codebooks"], archive["num_frames"]) == (24000, 3, 13)
         np.testing.assert_array_equal(archive["audio_codes"][0], codec.encode(stereo, rate))
@@ -105,7 +108,10 @@ def test_codebooks_that_are_not_there(converted, small_dac_file, wav, tmp_path):
             ["encode", wav, tmp_path / "x.npz", "--codec", converted, "--codebooks", 9],
             "n_codebooks is 9, expected 1 to 8",
         ),
-        (["encode", wav, tmp_path / "x.npz", "--codec", small_dac_file, "--codebooks", 1], "no option 'n_codebooks'"),
+        (
+            ["encode", wav, tmp_path / "x.npz", "--codec", small_dac_file, "--codebooks", 1],
+            "n_codebooks is 1, expected 2",
+        ),
         (["decode", tmp_path / "few.npz", out, "--codec", converted, "--codebooks", 4], "has 3 codebooks, fewer than"),
     ):
         result = run(*command)
@@ -117,11 +123,14 @@ def test_codebooks_that_are_not_there(converted, small_dac_file, wav, tmp_path):
 def test_info(converted):
     lines = run("info", converted).stdout.splitlines()
     assert lines[0] == "architecture  mimi"
-    assert lines[2:6] == [
+    assert lines[2:9] == [
         "sample rate   24000 Hz, 1920 samples a frame, 12.5 frames/s",
-        "codebooks     8 of 32 entries, 16 values each",
+        "codebooks     8 of 32 entries",
+        "latents       32 values a frame",
         "encoder       rates 4 5 6 8",
         "decoder       rates 8 6 5 4",
+        "option        n_codebooks: Use the first N codebooks: more cost more and sound better. [default: 8]",
+        "option        sliding_window: Positions that attention sees, for a file that does not say. [default: 250]",
     ]
 
 

@@ -20,7 +20,8 @@ from hub_server import Hub
 from speaking_llm import FRAMES, outetts_0_all, outetts_0_script, outetts_1_speaker, write_speaking_llm
 from tiny_llm import CONTROL, write_tiny_llm
 
-from vocoder_plugin.families.outetts import Speaker
+from vocoder_plugin.commands.speak import Pace
+from vocoder_plugin.families.outetts import Speaker, speech
 
 CODES = np.array(FRAMES, np.int32).T
 TEXT = "Go on, then."
@@ -61,9 +62,6 @@ def assert_said(path, expected: np.ndarray) -> None:
     samples, rate = soundfile.read(path, dtype="float32")
     assert rate == 24000
     np.testing.assert_allclose(samples, np.clip(expected, -1, 1), atol=1.1 / 32768)
-
-
-# -- speak
 
 
 def test_speak(files, expected, tmp_path):
@@ -197,9 +195,6 @@ def test_help(command, flags):
     ("word", [" ... "], "there is nothing to say"),
     ("word", [TEXT, "--n-ctx", 64, "--speaker", "me.json"], r"has \d+ tokens, which leaves no room for speech in \d+"),
     ("word", [TEXT, "--max-length", 20], "leaves no room for speech in 20"),
-    ("word", [], "give the text once"),
-    ("word", [TEXT, "-p", TEXT], "give the text once"),
-    ("word", [TEXT, "--hf", "a/b"], "name one model"),
     ("word", [TEXT, "--voice", "soft"], "only known to version 2"),
     ("word", [TEXT, "--codec", "me.json"], "me.json"),
     ("word", [TEXT, "--codec", "none.gguf"], "none.gguf"),
@@ -213,6 +208,35 @@ def test_refused(model, args, said, files, tmp_path, monkeypatch):
     result = speak(files, "-o", "out.wav", "--speaker", "none", *args, model=model)
     assert re.search(said, refusal(result))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["me.json"]
+
+
+@pytest.mark.parametrize(("command", "said"), [
+    (["speak"], "give the text once"),
+    (["speak", TEXT, "-p", TEXT], "give the text once"),
+    (["speak", TEXT, "-m", "a.gguf", "--hf", "a/b"], "name one model"),
+    (["create-speaker", "--audio", "a.wav", "-o", "me"], "what is said in the clip"),
+    (["create-speaker", "--audio", "a.wav", "-o", "me", "--words", "w", "--asr", "y"], "exclude each other"),
+])  # fmt: skip
+def test_misuse(command, said):
+    result = run(*command, "--codec", "c.gguf")
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+
+
+def test_progress_measures_the_prompt_apart():
+    pace = Pace()
+    told = speech.Progress(chunks=1, total_words=4)
+    for seconds, tokens, retries in ((23.0, 2, 0), (24.0, 42, 1)):
+        told.elapsed, told.tokens, told.evaluated, told.retries = seconds, tokens, 100 + tokens, retries
+        told.seconds = 0.0004 if tokens == 2 else 0.8
+        told.words = tokens // 20
+        pace.follow(told)
+        if tokens == 2:
+            assert pace.far() == "100 prompt tokens in 23.0 s; 0 of 4 words, 0.0 s, 0 tokens/s"
+    assert pace.far() == ("100 prompt tokens in 23.0 s; 2 of 4 words, 0.8 s, 40 tokens/s, RTF 30.00, 1 tried again")
+    assert (
+        pace.summary() == "0.80 s of audio from 42 tokens in 24.00 s (40 tokens/s, RTF 30.00), 1 chunk, 1 tried again"
+    )
 
 
 @pytest.mark.parametrize(("args", "said"), [
@@ -341,9 +365,6 @@ def test_interruption_leaves_a_playable_file(files, tmp_path):
     assert len(samples) > 9000
 
 
-# -- create-speaker, speaker show
-
-
 @pytest.fixture(scope="module")
 def spoken(fixtures) -> dict:
     return json.loads((fixtures / "spoken.json").read_text())[0]
@@ -384,6 +405,7 @@ def test_create_speaker_of_words(files, fixtures, spoken, tmp_path, profile_fold
 def test_picture(files, tmp_path):
     result = run("speaker", "show", files / "me.json", "--codec", files / "dac.gguf", "--png", tmp_path / "me.png")
     assert result.exit_code == 0, result.stderr
+    assert result.stderr == f"{tmp_path / 'me.png'}: 4 words\n"
     data = (tmp_path / "me.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
@@ -391,11 +413,9 @@ def test_picture(files, tmp_path):
 
 
 @pytest.mark.parametrize(("args", "said"), [
-    ([], "what is said in the clip"),
     (["--transcript", "a", "--audio", "none.wav"], r"none\.wav: there is no such file"),
     (["--asr", "none"], "no aligner 'none'; installed are"),
     (["--asr", "faster-whisper"], "faster-whisper"),
-    (["--words", "x.txt", "--asr", "y"], "exclude each other"),
     (["--words", "none.json"], r"none\.json: cannot be read"),
     (["--transcript", "a", "--version", "2"], "version 2 does not go with codec"),
 ])  # fmt: skip
@@ -409,7 +429,7 @@ def test_create_speaker_keeps_what_is_there(files, fixtures, spoken, tmp_path):
     """Neither the word times nor a good profile are lost to --force and a command that goes wrong."""
     clip = fixtures / spoken["file"]
     words = tmp_path / "words.json"
-    words.write_text(json.dumps([{"word": "The", "start": 0.0, "end": 0.1}]))
+    words.write_text(json.dumps([{"word": "caf\udce9", "start": 0.0, "end": 0.1}]))
     before = words.read_bytes()
     said = refusal(create(files, "--audio", clip, "--words", words, "-o", words, "--force"))
     assert said == f"{words} is an input of this command; name another output"
@@ -417,7 +437,7 @@ def test_create_speaker_keeps_what_is_there(files, fixtures, spoken, tmp_path):
 
     profile = tmp_path / "me.json"
     profile.write_text("precious")
-    damaged = os.fsdecode(b"The caf\xe9")  # a transcript in Latin-1, as it arrives
+    damaged = os.fsdecode(b"caf\xe9")  # a transcript in Latin-1, as it arrives
     said = refusal(create(files, "--audio", clip, "--words", words, "--transcript", damaged, "-o", profile, "--force"))
     assert said.startswith(f"{profile}: cannot be written: the text is not valid Unicode")
     assert profile.read_text() == "precious"
@@ -438,7 +458,9 @@ def test_names_of_profiles(name, file, files, fixtures, spoken, tmp_path, profil
 
 
 def test_speaker_show_refuses(files):
-    assert "takes its codec" in refusal(run("speaker", "show", files / "me.json", "--wav", "x.wav"))
+    assert "takes its codec" in run("speaker", "show", files / "me.json", "--wav", "x.wav").stderr
+    show = "speaker", "show", files / "me.json", "--codec", files / "dac.gguf"
+    assert "cannot draw .bmp; use one of .png" in refusal(run(*show, "--png", "x.bmp"))
     assert "there is no such file" in refusal(run("speaker", "show", "nobody"))
     result = run("speaker", "list")
     assert result.stdout == ""

@@ -38,9 +38,6 @@ def clip(fixtures) -> np.ndarray:
     return np.interp(positions, np.arange(len(samples)), samples).astype(np.float32)
 
 
-# -- features
-
-
 @pytest.mark.parametrize(("samples", "expected"), [
     (tone(240), (35, 2, 31)),  # 0.5/sqrt(2); 240/12000; (240-75)/525
     (tone(480), (35, 4, 77)),
@@ -80,9 +77,6 @@ def test_pitch(frequency):
 def test_frames_of_pitch():
     for size, frames in ((0, 0), (1, 0), (240, 0), (241, 1), (400, 1), (401, 2), (560, 2), (561, 3)):
         assert features_module.pitch_track(np.ones(size, np.float32), RATE).size == frames
-
-
-# -- loudness
 
 
 def test_loudness(clip):
@@ -125,8 +119,6 @@ def test_fixed_gain_of_a_clip(clip):
     assert loudness.measure(clip * 0.05, RATE) + gain.gain_db == pytest.approx(-18, abs=1e-6)
     assert loudness.FixedGain.for_clip(np.zeros(RATE), RATE).gain_db == 0
 
-
-# -- speakers
 
 TIMES = [("The", 0.1, 0.4), ("old", 0.4, 0.8), ("one.", 1.0, 1.5)]
 

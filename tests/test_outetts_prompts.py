@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 
+import anyascii
 import gguf
 import llama_cpp
 import pytest
@@ -14,7 +16,9 @@ from outetts_texts import texts
 from speaking_llm import outetts_0_all
 from tiny_llm import byte_tokens, outetts_1_tokens, write_tiny_llm
 
+from vocoder_plugin import VocoderError
 from vocoder_plugin.families.outetts import PromptError, Speaker, SpeakerError, build_prompt, build_training_prompt
+from vocoder_plugin.families.outetts import text as text_module
 from vocoder_plugin.families.outetts.markup import PUNCTUATION
 from vocoder_plugin.families.outetts.prompts import prompt_parts
 from vocoder_plugin.families.outetts.speech import _guided_words
@@ -118,6 +122,49 @@ def test_any_text_makes_a_prompt(version):
         prompt = build_prompt(text, version=version)
         assert prompt.startswith("<|im_start|>\n<|text_start|>")
         assert prompt.endswith("<|text_end|>\n<|audio_start|>\n")
+
+
+ENGLISH = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [" ", "  ", "\n", "\t", "\r\n", *".,;:!?'\"()[]-", "...", "--", "It's", "(The", "Dr.", "25", "3.5"]
+        ),
+        st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", max_size=30),
+        st.text("0123456789", max_size=30),
+        st.text([chr(i) for i in range(32, 127)], max_size=6),
+    ),
+    max_size=20,
+).map("".join)
+
+
+@settings(max_examples=2000)
+@given(ENGLISH)
+def test_ascii_is_parted_as_mecab_does(text):
+    """Whatever the shortcut takes."""
+    assert text_module._part_words(text).split() == text_module._tagger().parse(text).split()
+
+
+@settings(max_examples=300)
+@given(ENGLISH)
+def test_ascii_is_roman(text):
+    assert str(text_module._romaniser().romanize_string(text)) == text
+    assert anyascii.anyascii(text) == text
+
+
+def test_plain_english_needs_no_romaniser(monkeypatch):
+    said = [text for text in texts(0) if not text_module.HARD.search(text) and not any(map(str.isdigit, text))]
+    assert len(said) > 70
+    before = [(words_v1(text), tokens_v2(text)) for text in said]
+    for package in ("MeCab", "uroman", "anyascii", "inflect"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for made in (text_module._tagger, text_module._romaniser, text_module._number_speller):
+        made.cache_clear()
+    assert [(words_v1(text), tokens_v2(text)) for text in said] == before
+    with pytest.raises(VocoderError, match="needs the package mecab-python3 with unidic-lite"):
+        words_v1("今日は")
+    with pytest.raises(VocoderError, match="needs the package inflect"):
+        words_v2("Take 12")
+    monkeypatch.undo()
 
 
 def test_words():

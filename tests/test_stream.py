@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from random_dac import SIZES, write_random_dac
 
 from vocoder_plugin import Codec, CodesError, StreamError, kernels
+from vocoder_plugin.streams.format import Format
 
 BEST = next(iter(kernels.available()), None)
 RNG = np.random.default_rng(11)

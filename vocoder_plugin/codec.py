@@ -9,6 +9,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -24,11 +25,12 @@ from .net.native import Native
 from .net.portable import Portable
 from .runtime.ggml import Device, library
 from .runtime.graph import Memory, Session
-from .runtime.placement import choose_device
+from .runtime.placement import LoadedModel, choose_device
 from .runtime.rehearsal import Fit, Rehearsal
 from .streams.early import EarlyDecoderStream
-from .streams.exact import DecoderStream, EncoderStream, check_pairs, push_many, reach_frames
+from .streams.exact import DecoderStream, EncoderStream, ExactStream, check_pairs, push_many, reach_frames
 from .streams.passes import Pass
+from .streams.pushing import TakesCodes, TakesSamples
 from .streams.whole_clip import PieceDecoderStream, StagedEncoderStream, decode_clip
 
 logger = logging.getLogger(__name__)
@@ -96,7 +98,7 @@ class Codec:
         cls,
         path: str | os.PathLike[str],
         *,
-        llm: Any = None,
+        llm: LoadedModel | None = None,
         device: str | None = None,
         n_threads: int | None = None,
         kernels: str | None = None,
@@ -162,6 +164,8 @@ class Codec:
             choice = ", ".join([*kernels_module.available(), "off"])
             raise ArgumentError(f"no native kernels {kernels!r} that this CPU can run; there are {choice}")
         compiled = kernels_module.load(lib, kernels) if device.is_cpu and kernels != "off" else None
+        if device.is_cpu and kernels is None and not compiled:
+            _warn_of_missing_kernels()
         if precision != "float32" and not compiled:
             raise ArgumentError(f"precision {precision!r} needs the native kernels, which run on the CPU only")
         lowering = (
@@ -341,7 +345,9 @@ class Codec:
             return StagedEncoderStream(self.format, self._passes, self._stages, self.latent_dim, **rates)
         return EncoderStream(self.format, self._pass("encoder"), self.latent_dim, **rates)
 
-    def push_many(self, streams: Sequence[Any], inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def push_many(
+        self, streams: Sequence[TakesCodes] | Sequence[TakesSamples], inputs: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
         """Push into several streams of this codec and of one direction, run together: the weights are read once.
 
         Parameters
@@ -356,10 +362,11 @@ class Codec:
             What each ``stream.push`` alone would have given.
         """
         self._check_owned(streams)
-        if any(isinstance(stream, PieceDecoderStream | StagedEncoderStream) for stream in streams):
-            check_pairs(streams, inputs)
-            return [stream.push(chunk) for stream, chunk in zip(streams, inputs, strict=True)]
-        return push_many(streams, inputs)
+        together = [stream for stream in streams if isinstance(stream, ExactStream)]
+        if len(together) == len(streams):
+            return push_many(together, inputs)
+        check_pairs(streams, inputs)
+        return [stream.push(chunk) for stream, chunk in zip(streams, inputs, strict=True)]
 
     def push_latents_many(self, streams: Sequence[EncoderStream], samples: Sequence[np.ndarray]) -> list[np.ndarray]:
         """``streams[i].push_latents(samples[i])`` for all i, run together; see ``push_many``."""
@@ -368,7 +375,7 @@ class Codec:
             raise ArgumentError("latents come from encoder streams only")
         return push_many(streams, samples, "latents")
 
-    def _check_owned(self, streams: Sequence[Any]) -> None:
+    def _check_owned(self, streams: Sequence[object]) -> None:
         own = list(self._passes.values())
         if any(getattr(stream, "_pass", None) not in own for stream in streams):
             raise ArgumentError("a stream belongs to another codec")
@@ -416,6 +423,18 @@ class Codec:
         )
 
 
+@functools.cache
+def _warn_of_missing_kernels() -> None:
+    """Once a process."""
+    source_tree = (Path(__file__).parents[1] / "setup.py").exists()
+    logger.warning(
+        "the native kernels are missing, so codecs run about 4 times slower on the CPU; %s",
+        "this is the source tree, not an installed package: start Python elsewhere, or pip install -e ."
+        if source_tree
+        else "install a C compiler, then: pip install --force-reinstall --no-deps --no-binary :all: vocoder-plugin",
+    )
+
+
 WHOLE_CLIP = 1 << 30  # Frames of lookahead that no stream reaches.
 
 
@@ -435,7 +454,7 @@ def _closed_at_exit() -> weakref.WeakSet[Codec]:
 def _close_for_good(codecs: weakref.WeakSet[Codec]) -> None:
     """Close them, and keep their locks: threads that want to go on wait for the end of the process."""
     for codec in list(codecs):
-        if codec._session.lock.acquire(timeout=EXIT_SECONDS):
+        if codec._session.is_of_this_process and codec._session.lock.acquire(timeout=EXIT_SECONDS):
             codec.close()
 
 

@@ -9,6 +9,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,17 +18,44 @@ try:
 except ImportError:  # Windows: what a killed process leaves stays
     fcntl = None  # type: ignore[assignment]
 
+KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "named pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a file for reading; OSError for a pipe, a device or a folder, which could block or never end."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:  # a path with a null character in it
         raise OSError(errno.EINVAL, str(error)) from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    try:
+        _check_regular(os.fstat(handle), path)
+    except OSError:
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+        raise
     return open(handle, "rb")
+
+
+def regular_file(path: str | os.PathLike[str]) -> os.stat_result:
+    """The status of a regular file, or of the one that a link leads to; OSError for anything else."""
+    try:
+        status = os.stat(path)
+    except ValueError as error:  # a path with a null character in it
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from None
+    _check_regular(status, path)
+    return status
+
+
+def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
+    for is_kind, kind in KINDS:
+        if is_kind(status.st_mode):
+            code = errno.EISDIR if kind == "folder" else errno.EINVAL
+            raise OSError(code, f"it is a {kind}, expected a regular file", os.fspath(path))
 
 
 @contextlib.contextmanager

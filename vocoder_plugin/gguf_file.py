@@ -2,30 +2,34 @@
 
 Every count, length, offset, shape and type is checked against the file before it is used, so that
 a truncated or hostile file raises ``ModelFileError`` naming the key or tensor, and nothing larger
-than the file is ever allocated on its word. Tensors stay in the mapped file until they are read.
+than the file is ever allocated on its word. Tensors stay in the file until they are read, which the file must
+not change until then. (They are read, not mapped: a mapped file that shrinks ends the process by a signal.)
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import reprlib
 import struct
+import threading
+import weakref
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import ModelFileError
+from .files import open_regular
 
 MOST_ENTRIES = 1 << 16  # keys, and tensors; the largest codecs have about a thousand
 MOST_NAME = 1 << 10
 MOST_VALUES = 1 << 20  # bytes of a string, values of an array
+MOST_LISTED = 1 << 21  # values of all arrays together, and bytes / 32 of all texts: lists of them take far more memory
 MOST_ALIGNMENT = 1 << 16
-MOST_TOUCHED = 16 << 20  # bytes of the file that stay mapped in while tensors are read
 
 SCALARS = {  # GGUF value type -> struct format
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d",
@@ -74,25 +78,24 @@ class GGUFFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            with open(self.path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ModelFileError(f"{self.path}: cannot be read: {reason}") from None
-        if self._map is None:
-            raise ModelFileError(f"{self.path}: the file is empty")
-        self._data = memoryview(self._map)
-        self._touched = 0  # bytes read since pages were last dropped
-        cursor = _Cursor(self.path, self._data)
+            self._file = open_regular(self.path)
+        except OSError as error:
+            raise ModelFileError(f"cannot be read: {error.strerror}", path=self.path) from None
+        self._lock = threading.Lock()
+        weakref.finalize(self, self._file.close)
+        self._identity = self._stat()
+        self._size = self._identity[0]
+        if not self._size:
+            raise ModelFileError("the file is empty", path=self.path)
+        cursor = _Cursor(self.path, self._file, self._size)
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         n_tensors, n_keys = self._read_header(cursor)
         self._read_metadata(cursor, n_keys)
         self._read_tensor_infos(cursor, n_tensors)
 
-    def _fail(self, message: str) -> ModelFileError:
-        return ModelFileError(f"{self.path}: {message}")
+    def _fail(self, message: str, *, key: str | None = None, tensor: str | None = None) -> ModelFileError:
+        return ModelFileError(message, path=self.path, key=key, tensor=tensor)
 
     def _read_header(self, cursor: _Cursor) -> tuple[int, int]:
         magic = cursor.take(4, "the magic number")
@@ -154,7 +157,7 @@ class GGUFFile:
         count = 1
         for dimension in ne:
             count *= dimension
-        if not 0 < count <= len(self._data) * 8:
+        if not 0 < count <= self._size * 8:
             raise self._fail(f"tensor {name!r} has an impossible shape {ne}")
         if ne[0] % block:
             raise self._fail(
@@ -163,10 +166,10 @@ class GGUFFile:
         nbytes = count // block * block_bytes
         if offset % alignment:
             raise self._fail(f"tensor {name!r} lies at offset {offset}, not a multiple of {alignment}")
-        if start + offset + nbytes > len(self._data):
+        if start + offset + nbytes > self._size:
             raise self._fail(
                 f"tensor {name!r} needs bytes up to {start + offset + nbytes}, "
-                f"but the file ends at {len(self._data)}: is it truncated?"
+                f"but the file ends at {self._size}: is it truncated?"
             )
         return TensorInfo(name, type_name, tuple(reversed(ne)), start + offset, nbytes)
 
@@ -174,45 +177,74 @@ class GGUFFile:
         """A metadata value of that type (int, float, bool or str); ModelFileError if absent or of another."""
         value = self.metadata.get(key, default)
         if value is None:
-            raise self._fail(f"key {key!r} is missing")
+            raise self._fail(f"key {key!r} is missing", key=key)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self._fail(f"key {key!r} is {reprlib.repr(value)}, expected {kind.__name__}")
+            raise self._fail(f"key {key!r} is {reprlib.repr(value)}, expected {kind.__name__}", key=key)
         return value
 
     def info(self, name: str) -> TensorInfo:
         try:
             return self.tensors[name]
         except KeyError:
-            raise self._fail(f"tensor {name!r} is missing") from None
+            raise self._fail(f"tensor {name!r} is missing", tensor=name) from None
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor as float32 in numpy's order; a view into the file where it is F32 already."""
+        """The tensor as float32 in numpy's order; ModelFileError if the file has changed since it was opened."""
         info = self.info(name)
-        self._drop_pages(info.nbytes)
-        raw = np.frombuffer(self._data, np.uint8, info.nbytes, info.offset)
+        raw = np.empty(info.nbytes, np.uint8)
+        try:
+            got = self._read_at(info.offset, raw.data)
+            same = got == info.nbytes and self._stat() == self._identity
+        except OSError as error:
+            raise self._fail(f"tensor {name!r} cannot be read: {error.strerror}", tensor=name) from None
+        if not same:
+            raise self._fail("the file has changed since it was opened; load it again", tensor=name)
         return dequantize(raw, info.type).reshape(info.shape)
 
-    def _drop_pages(self, coming: int) -> None:
-        """Keep the file's pages from adding to this process' memory: the system's cache still has them."""
-        self._touched += coming
-        if self._map and self._touched > MOST_TOUCHED and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._touched = coming
+    def _stat(self) -> tuple[int, int]:
+        """What changes when the file does: its size, and when it was written to."""
+        found = os.fstat(self._file.fileno())
+        return found.st_size, found.st_mtime_ns
+
+    def _read_at(self, offset: int, target: memoryview) -> int:
+        """Fill ``target`` from the file; the bytes that there were."""
+        done = 0
+        while done < len(target):
+            if hasattr(os, "preadv"):
+                count = os.preadv(self._file.fileno(), [target[done:]], offset + done)
+            else:
+                with self._lock:
+                    self._file.seek(offset + done)
+                    count = self._file.readinto(target[done:])
+            if not count:
+                break
+            done += count
+        return done
 
 
 class _Cursor:
     """Reads forward through a file, never past its end."""
 
-    def __init__(self, path: Path, data: memoryview) -> None:
-        self.path, self.data, self.position = path, data, 0
+    def __init__(self, path: Path, file: BufferedReader, size: int) -> None:
+        self.path, self.file, self.size, self.position = path, file, size, 0
+        self.listed = 0
 
-    def take(self, size: int, what: str) -> memoryview:
-        if size > len(self.data) - self.position:
-            raise ModelFileError(f"{self.path}: the file ends inside {what}: is it truncated?")
+    def take(self, size: int, what: str) -> bytes:
+        if size > self.size - self.position:
+            raise ModelFileError(f"the file ends inside {what}: is it truncated?", path=self.path)
         self.position += size
-        return self.data[self.position - size : self.position]
+        data = self.file.read(size)
+        if len(data) != size:
+            raise ModelFileError("the file has changed while it was read", path=self.path)
+        return data
+
+    def count_listed(self, values: int, what: str) -> None:
+        """Count values that will be kept in lists, and refuse more than memory should hold."""
+        self.listed += values
+        if self.listed > MOST_LISTED:
+            raise ModelFileError(f"{what} brings the arrays and texts beyond what is allowed", path=self.path)
 
     def scalar(self, form: str, what: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form), what))[0]
@@ -220,11 +252,12 @@ class _Cursor:
     def text(self, what: str, *, most: int = MOST_VALUES) -> str:
         length = self.scalar("<Q", what)
         if length > most:
-            raise ModelFileError(f"{self.path}: {what} is {length} bytes long, more than the {most} allowed")
+            raise ModelFileError(f"{what} is {length} bytes long, more than the {most} allowed", path=self.path)
+        self.count_listed(length >> 5, what)
         try:
-            return bytes(self.take(length, what)).decode("utf-8")
+            return self.take(length, what).decode("utf-8")
         except UnicodeDecodeError:
-            raise ModelFileError(f"{self.path}: {what} is not UTF-8") from None
+            raise ModelFileError(f"{what} is not UTF-8", path=self.path) from None
 
     def value(self, kind: int, what: str) -> Any:
         if kind == STRING:
@@ -232,7 +265,7 @@ class _Cursor:
         if kind == ARRAY:
             return self._array(what)
         if kind not in SCALARS:
-            raise ModelFileError(f"{self.path}: {what} has value type {kind}, which is unknown")
+            raise ModelFileError(f"{what} has value type {kind}, which is unknown", path=self.path)
         value = self.scalar(SCALARS[kind], what)
         return bool(value) if kind == BOOL else value
 
@@ -240,11 +273,12 @@ class _Cursor:
         kind = self.scalar("<I", what)
         count = self.scalar("<Q", what)
         if count > MOST_VALUES:
-            raise ModelFileError(f"{self.path}: {what} claims {count} values, more than the {MOST_VALUES} allowed")
+            raise ModelFileError(f"{what} claims {count} values, more than the {MOST_VALUES} allowed", path=self.path)
+        self.count_listed(count, what)
         if kind == STRING:
             return [self.text(what) for _ in range(count)]
         if kind not in SCALARS:
-            raise ModelFileError(f"{self.path}: {what} is an array of value type {kind}, which is unknown or nested")
+            raise ModelFileError(f"{what} is an array of value type {kind}, which is unknown or nested", path=self.path)
         form = SCALARS[kind]
         values = np.frombuffer(self.take(count * struct.calcsize(form), what), form)
         return [bool(v) for v in values] if kind == BOOL else values.tolist()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import HubError
+from .errors import HubError, KindError, refusal
 
 REFERENCE = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+?))?(?::([\w.-]+)|/([^:@]+\.\w+))?")
 PREFERRED = ("Q8_0", "F16", "FP16", "BF16", "F32", "FP32")  # without a tag, the first that there is
@@ -30,7 +30,9 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Raises HubError if the text is no reference."""
+        """Raises HubError if the text is no reference, and KindError if it is no text."""
+        if not isinstance(text, str):
+            raise KindError(refusal("the reference", f"of type {type(text).__name__}", "str"))
         match = REFERENCE.fullmatch(text)
         if match is None or ".." in text:
             raise HubError(f"{text!r} is no hub file; write owner/repo, owner/repo:Q8_0 or owner/repo/file.gguf")

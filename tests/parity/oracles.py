@@ -175,6 +175,13 @@ def descript_decode(model: nn.Module, codes: np.ndarray) -> np.ndarray:
         return model.decode(z)[0, 0].numpy()
 
 
+def descript_latents(model: nn.Module, samples: np.ndarray) -> np.ndarray:
+    """Before quantisation, [T, channels]."""
+    with torch.no_grad():
+        audio = model.preprocess(torch.from_numpy(samples)[None, None], model.sample_rate)
+        return model.encoder(audio)[0].T.numpy()
+
+
 def descript_encode(model: nn.Module, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes [K, T], and for each the relative gap between the reference's two best distances."""
     gaps = []

@@ -68,6 +68,17 @@ def test_descript_encode(descript):
         assert len(np.unique(expected)) > 50  # the encoder's codes are varied, not one constant
 
 
+@pytest.mark.parametrize("kernels", [None, "off"])
+def test_descript_latents(descript, kernels):
+    model, file = descript
+    with Codec.load(file, n_threads=2, kernels=kernels) as codec:
+        samples = oracles.speech_like(FRAMES * codec.hop_length - 50, codec.sample_rate)
+        expected = oracles.descript_latents(model, samples)
+        got = codec.encode_latents(samples)
+        assert got.shape == expected.shape == (FRAMES, codec.latent_dim)
+        assert relative_error(got, expected) <= 1e-5
+
+
 def test_transformers_decode_and_encode(transformers):
     model, file = transformers
     with Codec.load(file, n_threads=2) as codec, torch.no_grad():
@@ -77,6 +88,8 @@ def test_transformers_decode_and_encode(transformers):
         assert got.shape == expected.shape
         assert relative_error(got, expected) <= 1e-5
         samples = oracles.speech_like(FRAMES * codec.hop_length, codec.sample_rate)
+        latents = model.encoder(torch.from_numpy(samples)[None, None])[0].T.numpy()
+        assert relative_error(codec.encode_latents(samples), latents) <= 1e-5
         encoded = model.encode(torch.from_numpy(samples)[None, None]).audio_codes[0].numpy()
         matches = codec.encode(samples, codec.sample_rate) == encoded
         assert matches.all(axis=0).mean() >= 0.98  # transformers gives no distances to tell ties by

@@ -15,8 +15,7 @@ import numpy as np
 import soxr
 
 from ..errors import AudioError, AudioKindError, refusal
-from ..files import complete_file
-from ..regular import regular_file
+from ..files import complete_file, regular_file
 
 if TYPE_CHECKING:
     from soundfile import SoundFile

@@ -56,12 +56,15 @@ class Dac(Model):
         self.has_encoder, self.has_decoder = file.sides(encoder="enc.block.0.weight", decoder="dec.model.0.weight")
         file.reversed = file.is_reversed("dec.model.0" if self.has_decoder else "enc.block.0")
         encoder, decoder = "enc.block.{}.block.conv1.weight", "dec.model.{}.block.conv_t1.weight"
-        self.encoder_rates = file.rates(file.present(encoder, 1)) if self.has_encoder else ()
-        self.decoder_rates = file.rates(file.present(decoder, 1)) if self.has_decoder else ()
+        self.encoder_rates = file.rates(file.present(encoder, 1) or [encoder.format(1)]) if self.has_encoder else ()
+        self.decoder_rates = file.rates(file.present(decoder, 1) or [decoder.format(1)]) if self.has_decoder else ()
         self.encoder_dim = file.conv_shape("enc.block.0.weight")[0] if self.has_encoder else 0
         self.decoder_dim = file.conv_shape("dec.model.0.weight")[0] if self.has_decoder else 0
-        self.latent_dim, self.codebook_dim, _ = file.conv_shape("vq.q0.out_proj.weight")
+        latent_dim, codebook_dim, _ = file.conv_shape("vq.q0.out_proj.weight")
+        self.latent_dim = file.get("codec.latent_dim", int, latent_dim)
+        self.codebook_dim = file.get("codec.codebook_dim", int, codebook_dim)
         self.n_codebooks = file.get("codec.n_q", int)
+        file.expect("key 'codec.n_q'", self.n_codebooks, range(1, MOST_CODEBOOKS + 1))
         codebook_size = file.get("codec.codebook_size", int)
         self.format = Format(
             name=file.get("general.name", str, "DAC") or "DAC",
@@ -80,13 +83,12 @@ class Dac(Model):
         codebook = file.shape("vq.q0.codebook.weight")
         in_proj = file.conv_shape("vq.q0.in_proj.weight")[1] if self.has_encoder else self.latent_dim
         file.expect("key 'codec.sample_rate'", f.sample_rate, SAMPLE_RATES)
-        file.expect("key 'codec.n_q'", self.n_codebooks, range(1, MOST_CODEBOOKS + 1))
         if file.has(beyond := f"vq.q{self.n_codebooks}.codebook.weight"):
             message = f"key 'codec.n_q' is {self.n_codebooks}, but there is a tensor {beyond!r}"
             raise file.fail(message, key="codec.n_q", tensor=beyond)
         file.expect("key 'codec.codebook_size'", f.codebook_size, codebook[0])
-        file.expect("key 'codec.codebook_dim'", file.get("codec.codebook_dim", int, self.codebook_dim), codebook[-1])
-        file.expect("key 'codec.latent_dim'", file.get("codec.latent_dim", int, self.latent_dim), in_proj)
+        file.expect("key 'codec.codebook_dim'", self.codebook_dim, codebook[-1])
+        file.expect("key 'codec.latent_dim'", self.latent_dim, in_proj)
         file.expect("key 'codec.hop_size'", file.get("codec.hop_size", int, f.hop_length), f.hop_length)
         if self.has_encoder and self.has_decoder and math.prod(self.encoder_rates) != math.prod(self.decoder_rates):
             rates = f"encoder rates {self.encoder_rates} and decoder rates {self.decoder_rates}"

@@ -30,6 +30,7 @@ from .model import (
     Option,
     Recipe,
     joined,
+    linear,
     or_zeros,
     rows_scaled,
     search_recipes,
@@ -69,7 +70,12 @@ class Mimi(Model):
         side = "enc" if self.has_encoder else "dec"
         self.n_semantic = file.get("codec.num_semantic_quantizers", int, 1)
         self.n_stored = self._count("s") + self._count("a")
+        file.expect("key 'codec.num_semantic_quantizers'", self.n_semantic, range(1, MOST_CODEBOOKS + 1))
+        file.expect("the number of semantic codebooks", self._count("s"), self.n_semantic)
+        file.expect("the number of codebooks", self.n_stored, range(1, MOST_CODEBOOKS + 1))
         self.n_codebooks = min(N_CODEBOOKS, self.n_stored) if n_codebooks is None else n_codebooks
+        if not self.n_semantic <= self.n_codebooks <= self.n_stored:
+            raise ArgumentError(refusal("n_codebooks", self.n_codebooks, f"{self.n_semantic} to {self.n_stored}"))
         self.rates = self._rates(side)  # of the encoder's strides; the decoder's are the reverse
         first, last = (file.conv_shape(f"{side}.l{i}.conv.w") for i in (0, 2 + 3 * len(self.rates)))
         inner = file.conv_shape(f"{side}.l{1 if self.has_encoder else 3}.block.1.conv.w")
@@ -111,9 +117,6 @@ class Mimi(Model):
         file, f = self.file, self.format
         for what, value, allowed in (
             ("key 'codec.sample_rate'", f.sample_rate, SAMPLE_RATES),
-            ("key 'codec.num_semantic_quantizers'", self.n_semantic, range(1, MOST_CODEBOOKS + 1)),
-            ("the number of semantic codebooks", self._count("s"), self.n_semantic),
-            ("the number of codebooks", self.n_stored, range(1, MOST_CODEBOOKS + 1)),
             ("key 'codec.codebook_size'", f.codebook_size, range(1, (1 << 20) + 1)),
             ("key 'codec.codebook_dim'", self.codebook_dim, range(1, MOST_CHANNELS + 1)),
             ("key 'codec.latent_dim'", self.latent_dim, range(2, MOST_CHANNELS + 1)),
@@ -136,8 +139,6 @@ class Mimi(Model):
         file.expect("key 'codec.head_dim'", file.get("codec.head_dim", int, size), size)
         if not (self.theta > 1 and 0 < self.epsilon < 1):
             raise file.fail(f"rotary base {self.theta:g} or norm epsilon {self.epsilon:g} is out of range")
-        if not self.n_semantic <= self.n_codebooks <= self.n_stored:
-            raise ArgumentError(refusal("n_codebooks", self.n_codebooks, f"{self.n_semantic} to {self.n_stored}"))
         for side, present in (("enc", self.has_encoder), ("dec", self.has_decoder)):
             if present and (rates := self._rates(side)) != self.rates:
                 raise file.fail(f"the decoder's rates are {rates}, expected the encoder's {self.rates}")
@@ -148,10 +149,11 @@ class Mimi(Model):
         tables = {(kind, q): codebook(f"q.{kind}.layers.{q}") for kind, q in used}
         recipes = {
             "vq.codebooks": with_zero_row(joined(0, list(tables.values()))),
-            "vq.out_proj.weight": joined(1, [stored(f"q.{kind}.op.w") for kind, _ in used]),
+            "vq.out_proj.weight": joined(1, [linear(f"q.{kind}.op.w") for kind, _ in used]),
             "vq.out_proj.bias": ZEROS,
             "dn.cv.bias": or_zeros("dn.cv.b"),
             **{f"q.{kind}.ip.bias": or_zeros(f"q.{kind}.ip.b") for kind in "sa"},
+            **{f"q.{kind}.ip.weight": linear(f"q.{kind}.ip.w") for kind in "sa"},
         }
         for j in range(2 * STEPS):
             recipes[f"up.tap{j}"] = partial(upsampling_tap, j=j)
@@ -161,12 +163,13 @@ class Mimi(Model):
             recipes |= search_recipes(f"{layer}.scores", table, self.format.codebook_size, self.codebook_dim)
         for layer in (f"{side}.l{i}" for side in ("etr", "dtr") for i in range(self.layers)):
             attention, mlp = f"{layer}.attn", f"{layer}.mlp"
-            recipes[f"{attention}.qkv.weight"] = joined(0, [stored(f"{attention}.{part}_proj.w") for part in "qkv"])
+            recipes[f"{attention}.qkv.weight"] = joined(0, [linear(f"{attention}.{part}_proj.w") for part in "qkv"])
             recipes[f"{attention}.qkv.bias"] = ZEROS
+            recipes[f"{mlp}.fc1.weight"] = linear(f"{mlp}.fc1.w")
             recipes[f"{mlp}.fc1.bias"] = or_zeros(f"{mlp}.fc1.b")
             for name, scale in ((f"{attention}.o_proj", f"{layer}.sa_ls"), (f"{mlp}.fc2", f"{layer}.mlp_ls")):
                 factors = stored(f"{scale}.scale")
-                recipes[f"{name}.weight"] = rows_scaled(stored(f"{name}.w"), factors)
+                recipes[f"{name}.weight"] = rows_scaled(linear(f"{name}.w"), factors)
                 recipes[f"{name}.bias"] = (
                     rows_scaled(stored(f"{name}.b"), factors) if self.file.has(f"{name}.b") else ZEROS
                 )

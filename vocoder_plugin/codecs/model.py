@@ -94,12 +94,12 @@ class ModelFile:
         return recipe(self, shape) if recipe else self.tensor(name, shape)
 
     def tensor(self, name: str, shape: Shape) -> Stored:
-        """A tensor that the file holds. Dimensions of 1 may be missing or added: ggml's own tools drop them."""
-        stored = self.conv_shape(name) if len(shape) == 3 else self.shape(name)
-        turned = len(shape) == 3 and self.reversed
-        if tuple(n for n in stored if n != 1) != tuple(n for n in shape if n != 1):
-            raise self.fail(f"tensor {name!r} has shape {stored}, expected {shape}", tensor=name)
-        if turned:
+        """A tensor that the file holds. Vectors may have other dimensions of 1; for convolutions see conv_shape."""
+        rank = len(shape)
+        found = (self.size(name),) if rank == 1 else self.conv_shape(name) if rank == 3 else self.shape(name)
+        if found != shape:
+            raise self.fail(f"tensor {name!r} has shape {found}, expected {shape}", tensor=name)
+        if rank == 3 and self.reversed:
             return Stored(shape, lambda: self.read(name).reshape(shape[::-1]).transpose(2, 1, 0))
         return Stored(shape, lambda: self.read(name).reshape(shape))
 
@@ -110,14 +110,20 @@ class ModelFile:
         return self.file.info(self._rename(name)).shape
 
     def read(self, name: str) -> np.ndarray:
-        return self.file.read(self._rename(name))
+        """A tensor's values; ModelFileError where they are not finite, which integers would turn into sound."""
+        values = self.file.read(self._rename(name))
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspicious = not np.isfinite(values.sum())  # far cheaper than to look at each
+        if suspicious and not np.isfinite(values).all():
+            raise self.fail(f"tensor {name!r} has values that are not finite", tensor=name)
+        return values
 
     def size(self, name: str) -> int:
         """Values of a vector."""
         return math.prod(self.shape(name))
 
     def conv_shape(self, name: str) -> tuple[int, int, int]:
-        """[out, in, kernel] of a convolution's weights."""
+        """[out, in, kernel] of a convolution's weights; ggml's own tools drop leading ones when they rewrite a file."""
         shape = self.shape(name)
         if len(shape) > 3:
             raise self.fail(f"tensor {name!r} has shape {shape}, expected 3 dimensions", tensor=name)
@@ -151,7 +157,7 @@ class ModelFile:
 
     def present(self, pattern: str, first: int = 0, step: int = 1) -> list[str]:
         """The tensors ``pattern`` with first, first + step, … in it, up to the first that is missing."""
-        names = []
+        names: list[str] = []
         while self.has(name := pattern.format(first + step * len(names))):
             names.append(name)
         return names
@@ -193,9 +199,9 @@ def linear(name: str) -> Recipe:
     """A linear layer's weights [out, in], whatever the layout of convolutions, as those of one with kernel 1."""
 
     def make(file: ModelFile, shape: Shape) -> Stored:
-        if file.shape(name) != shape[:2]:
+        if file.shape(name) not in (shape[:2], shape):
             raise file.fail(f"tensor {name!r} has shape {file.shape(name)}, expected {shape[:2]}", tensor=name)
-        return Stored(shape, lambda: file.read(name)[:, :, np.newaxis])
+        return Stored(shape, lambda: file.read(name).reshape(shape))
 
     return make
 

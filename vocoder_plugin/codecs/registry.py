@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LibraryError, ModelFileError
@@ -18,25 +19,59 @@ logger = logging.getLogger(__name__)
 GROUP = "vocoder_plugin.codecs"
 
 
+@dataclass(frozen=True)
+class Door:
+    """What came through the door.
+
+    Attributes
+    ----------
+    models : dict
+        Codecs by the name of their entry point.
+    packages : dict
+        Name and version of the package that each comes from.
+    problems : tuple of str
+        A line for each that is left out, and why.
+    """
+
+    models: dict[str, type[Model]]
+    packages: dict[str, str]
+    problems: tuple[str, ...]
+
+
 @functools.cache
-def models() -> dict[str, type[Model]]:
-    """Codecs by the name of their entry point."""
+def door() -> Door:
+    """Load every codec that is installed."""
     found: dict[str, type[Model]] = {}
+    packages: dict[str, str] = {}
+    problems: list[str] = []
     owners: dict[str, str] = {}  # of each architecture
     for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=_built_ins_first):
+        package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
+        said = f"the codec {entry.name!r} ({entry.value}, {package})"
         try:
             model = entry.load()
         except Exception as error:  # whatever a stranger's module raises
-            logger.warning(
-                "the codec %r (%s) cannot be loaded: %s: %s", entry.name, entry.value, type(error).__name__, error
-            )
+            problems.append(f"{said} cannot be loaded: {type(error).__name__}: {error}")
             continue
         if problem := _problem(entry.name, model, found, owners):
-            logger.warning("the codec %r (%s) is left out: %s", entry.name, entry.value, problem)
+            problems.append(f"{said} is left out: {problem}")
             continue
-        found[entry.name] = model
+        found[entry.name], packages[entry.name] = model, package
         owners.update(dict.fromkeys(model.architectures, entry.name))
-    return found
+    return Door(found, packages, tuple(problems))
+
+
+@functools.cache
+def models() -> dict[str, type[Model]]:
+    """Codecs by the name of their entry point; a warning for each that is left out."""
+    for problem in problems():
+        logger.warning("%s", problem)
+    return door().models
+
+
+def problems() -> tuple[str, ...]:
+    """A line for each codec that is installed and left out."""
+    return door().problems
 
 
 def _built_ins_first(entry: importlib.metadata.EntryPoint) -> tuple[bool, str]:

@@ -1,4 +1,4 @@
-"""The command ``build-llama``, for cli.py to register."""
+"""The command ``build-llama``: a wheel of llama-cpp-python for a GPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import re
 from pathlib import Path
 
 import click
+
+from vocoder_plugin.patches import build
+
+from ..codec import usable_cores
 
 DEFINE = re.compile(r"(\w+)=(.*)")
 BACKENDS = {"vulkan": "GGML_VULKAN", "cuda": "GGML_CUDA", "metal": "GGML_METAL"}
@@ -21,7 +25,7 @@ def parse_defines(_context: click.Context, _parameter: click.Parameter, values: 
     return defines
 
 
-@click.command("build-llama")
+@click.command("build-llama", short_help="Build a patched llama-cpp-python wheel for a GPU.")
 @click.option("--vulkan", is_flag=True, help="Build with Vulkan: -D GGML_VULKAN=ON.")
 @click.option("--cuda", is_flag=True, help="Build with CUDA: -D GGML_CUDA=ON.")
 @click.option("--metal", is_flag=True, help="Build with Metal: -D GGML_METAL=ON (the default on macOS).")
@@ -57,10 +61,6 @@ def build_llama(
     Needs a C++ compiler; Vulkan needs glslc and the headers of Vulkan and SPIR-V (Debian and Ubuntu: build-essential
     glslc libvulkan-dev spirv-headers), CUDA needs NVIDIA's toolkit. It takes about 6 minutes on 2 cores with Vulkan.
     """
-    from vocoder_plugin.patches import build
-
-    from ..codec import usable_cores
-
     with Steps() as steps:
         if patch_only is not None:
             build.patch_tree(Path(patch_only), steps.say)

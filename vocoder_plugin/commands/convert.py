@@ -1,40 +1,68 @@
-"""The commands ``convert dac``, ``convert wavtokenizer`` and ``convert mimi``, for cli.py to register."""
+"""The command ``convert``: a subcommand for each installed codec that declares a converter."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from .console import check_output, on_terminal, say
+from .. import hub
+from ..codecs.model import Converter
+from ..codecs.registry import models
+from ..errors import VocoderError
+from .console import check_output, check_there, failures_named, on_terminal, say
 from .options import force_option
 
-F = TypeVar("F", bound=Callable[..., Any])
+
+class Converters(click.Group):
+    """Subcommands that codecs declare."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(name for name, model in models().items() if model.converter)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        model = models().get(cmd_name)
+        return conversion(cmd_name, model.converter) if model and model.converter else None
 
 
-@click.group()
+@click.command(cls=Converters, short_help="Convert a checkpoint to a codec GGUF file.")
 def convert() -> None:
     """Convert a checkpoint to a codec GGUF file, without torch."""
 
 
-def common_options(command: F) -> F:
-    """SOURCE, OUT, --type and --force, as every conversion takes them."""
-    for option in (
-        force_option,
-        click.option(
-            "--type", "type_", type=click.Choice(["f32", "f16", "bf16", "q8_0"]), default="f16", show_default=True,
-            help="Type of convolution and linear weights. f32 is exact; f16 is half the size.",
-        ),
-        click.argument("out", type=click.Path()),
-        click.argument("source", type=click.Path()),
-    ):  # fmt: skip
-        command = option(command)
+def conversion(name: str, converter: Converter) -> click.Command:
+    """The subcommand of a converter."""
+
+    @click.command(name, short_help=converter.help, help=f"Convert SOURCE to OUT.\n\n{converter.help}")
+    @click.argument("source", type=click.Path())
+    @click.argument("out", type=click.Path())
+    @click.option(
+        "--type",
+        "type",
+        type=click.Choice(["f32", "f16", "bf16", "q8_0"]),
+        default="f16",
+        show_default=True,
+        help="Type of convolution and linear weights. f32 is exact; f16 is half the size.",
+    )
+    @force_option
+    def command(source: str, out: str, **options: Any) -> None:
+        run(converter, source, out, **options)
+
+    for option, declared in converter.options.items():
+        kind = click.Choice(declared.kind) if isinstance(declared.kind, tuple) else declared.kind
+        command.params.append(
+            click.Option(
+                [f"--{option.replace('_', '-')}"], type=kind, default=declared.default, help=declared.help,
+                show_default=declared.default is not None,
+            )
+        )  # fmt: skip
     return command
 
 
-def run(converter: Callable[..., None], source: str, out: str, *, type_: str, force: bool, **options: Any) -> None:
+def run(converter: Converter, source: str, out: str, *, type: str, force: bool, **options: Any) -> None:
     """Convert with a progress bar, then tell the file's size."""
     from rich.console import Console
     from rich.progress import Progress
@@ -42,55 +70,23 @@ def run(converter: Callable[..., None], source: str, out: str, *, type_: str, fo
     if out == "-":
         raise click.UsageError("a GGUF file cannot go to standard output: give OUT a name")
     check_output(out, force=force, inputs=[source])
-    with Progress(console=Console(stderr=True), disable=not on_terminal(), transient=True) as bar:
-        task = bar.add_task(f"converting to {type_}", total=None)
+    source = str(hub.local_or_fetch(source, progress=on_terminal()))
+    check_there(source)
+    function = loaded(converter.function)
+    with Progress(console=Console(stderr=True), disable=not on_terminal(), transient=True) as bar, failures_named(out):
+        task = bar.add_task(f"converting to {type}", total=None)
 
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        converter(source, out, type=type_, progress=progress, force=force, **options)
+        function(source, out, type=type, progress=progress, force=force, **options)
     say(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB")
 
 
-@convert.command("dac")
-@click.option("--sample-rate", type=click.IntRange(1), help="Sample rate in Hz, if the checkpoint does not say it.")
-@common_options
-def convert_dac(source: str, out: str, **options: Any) -> None:
-    """Convert SOURCE, a Descript Audio Codec, to OUT.
-
-    SOURCE is a descript-audio-codec .pth file (OuteTTS 1.0 uses weights_24khz_1.5kbps_v1.0.pth of
-    ibm-research/DAC.speech.v1.0), or a Hugging Face DacModel folder or safetensors file.
-    """
-    from vocoder_plugin.converters import dac
-
-    run(dac.convert, source, out, **options)
-
-
-@convert.command("wavtokenizer")
-@click.option(
-    "--dialect", type=click.Choice(["codec.cpp", "llama"]), default="codec.cpp", show_default=True,
-    help="Names of tensors and keys. llama writes the decoder alone, as a file that libllama loads too.",
-)  # fmt: skip
-@click.option("--config", type=click.Path(), help="The model's yaml, if it is not the only one beside SOURCE.")
-@common_options
-def convert_wavtokenizer(source: str, out: str, **options: Any) -> None:
-    """Convert SOURCE, a WavTokenizer, to OUT.
-
-    SOURCE is a training checkpoint (.ckpt, such as those of novateur/WavTokenizer-large-speech-75token), one of
-    outetts' encoder_model.pt and decoder_model.pt, or the folder that holds encoder/ and decoder/ with both.
-    """
-    from vocoder_plugin.converters import wavtokenizer
-
-    run(wavtokenizer.convert, source, out, **options)
-
-
-@convert.command("mimi")
-@common_options
-def convert_mimi(source: str, out: str, **options: Any) -> None:
-    """Convert SOURCE, a Mimi codec, to OUT.
-
-    SOURCE is a Hugging Face folder (kyutai/mimi), or a safetensors file of transformers or of moshi.
-    """
-    from vocoder_plugin.converters import mimi
-
-    run(mimi.convert, source, out, **options)
+def loaded(reference: str) -> Callable[..., None]:
+    """The function that ``module:name`` refers to."""
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever a stranger's module raises
+        raise VocoderError(f"the converter {reference} cannot be loaded: {type(error).__name__}: {error}") from None

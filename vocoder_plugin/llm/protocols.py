@@ -1,13 +1,15 @@
-"""What the package asks of a language model, for type checkers: any ``llama_cpp.Llama`` has it."""
+"""What this room asks of others, for type checkers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 
 class LanguageModel(Protocol):
-    """The members of ``llama_cpp.Llama`` that this package uses."""
+    """A ``llama_cpp.Llama``: the members of it that this package uses."""
 
     n_threads: int
     n_tokens: int  # that the context holds; setting it cuts the context back
@@ -41,3 +43,9 @@ class LanguageModel(Protocol):
     def eval(self, tokens: Sequence[int]) -> Any: ...
 
     def reset(self) -> Any: ...
+
+
+class CodeStream(Protocol):
+    """A codec's stream that decodes."""
+
+    def push(self, codes: np.ndarray) -> np.ndarray: ...

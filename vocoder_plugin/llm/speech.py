@@ -12,10 +12,9 @@ import numpy as np
 
 from ..codec import Codec, usable_cores
 from ..errors import ArgumentError, KindError, StreamError, TokenError, VocoderError, refusal
-from ..streams.exact import DecoderStream
 from .completion_text import TextScanner, token_texts
 from .overlap import Worker
-from .protocols import LanguageModel
+from .protocols import CodeStream, LanguageModel
 from .tokens import LAYOUTS, AudioVocabulary, Deinterleaver, TokenLayout, TokenReport
 from .vocabulary import vocabulary_of
 
@@ -65,6 +64,9 @@ class SpeechStream:
         ``push``, or from ``flush``. By default where the codec's device is not a CPU.
     lookahead_frames : int, optional
         Less delay than exact samples need, as ``Codec.decoder_stream`` takes it.
+    whole : bool
+        Offline decoding's samples from a codec whose streams only come near, all of them at the end; as
+        ``Codec.decoder_stream`` takes it.
 
     Attributes
     ----------
@@ -87,13 +89,14 @@ class SpeechStream:
         schedule: Sequence[int] = SCHEDULE,
         overlap: bool | None = None,
         lookahead_frames: int | None = None,
+        whole: bool = False,
     ) -> None:
         if not schedule or min(schedule) < 1:
             raise ArgumentError(refusal("schedule", repr(schedule), "frame counts of at least 1"))
         if layout is not None and layout.n_codebooks != codec.n_codebooks:
             raise TokenError(
                 f"layout {layout.name!r} has {layout.n_codebooks} codebooks, the codec {codec.n_codebooks}; "
-                f"load another codec, or Mimi with n_codebooks={layout.n_codebooks}"
+                f"load another codec, or with n_codebooks={layout.n_codebooks} where the codec has that option"
             )
         self.vocabulary = AudioVocabulary.from_llm(llm, codec, layouts=LAYOUTS if layout is None else [layout])
         self.finished = False
@@ -103,7 +106,7 @@ class SpeechStream:
         self._chunks = 0
         self._deinterleaver = Deinterleaver(self.vocabulary)
         self._frames: list[list[int]] = []
-        self._stream = codec.decoder_stream(lookahead_frames=lookahead_frames)
+        self._stream = codec.decoder_stream(lookahead_frames=lookahead_frames, whole=whole)
         threads = max(1, usable_cores() - llm.n_threads)  # that the model leaves
         self._decode_beside = functools.partial(_push_with, self._stream, codec, threads)  # does not hold this object
         self._worker: Worker | None = None
@@ -343,7 +346,7 @@ class SpeechStream:
             self._raise_stored()
 
 
-def _push_with(stream: DecoderStream, codec: Codec, n_threads: int, codes: np.ndarray) -> np.ndarray:
+def _push_with(stream: CodeStream, codec: Codec, n_threads: int, codes: np.ndarray) -> np.ndarray:
     """Decode with no more threads than these."""
     with codec.at_most_threads(n_threads):
         return stream.push(codes)

@@ -66,7 +66,14 @@ class GraphOps(Ops):
 
     def _flat(self, x: Signal | Window) -> Tensor:
         """[C, T * B] in one piece."""
-        return self.lib.ggml_reshape_2d(self.c, self._turned(x.tensor), x.channels, x.length * self.batch)
+        whole = self._gapless(self._turned(x.tensor))
+        return self.lib.ggml_reshape_2d(self.c, whole, x.channels, x.length * self.batch)
+
+    def _gapless(self, x: Tensor) -> Tensor:
+        """The tensor itself, or a copy of a view that has gaps between its rows or streams."""
+        ne, nb = x.contents.ne, x.contents.nb
+        gapless = nb[1] == ne[0] * F32 and (ne[2] == 1 or nb[2] == ne[1] * nb[1])
+        return x if gapless else self.lib.ggml_cont(self.c, x)
 
     # Inputs and outputs
 
@@ -83,11 +90,11 @@ class GraphOps(Ops):
         return self._feeds[name]
 
     def _samples_out(self, x: Signal) -> Tensor:
-        self.g.output(x.tensor, "F32", self.batch, x.length)
+        self.g.output(self._gapless(x.tensor), "F32", self.batch, x.length)
         return x.tensor
 
     def _rows_out(self, x: Signal) -> Tensor:
-        self.g.output(self._turned(x.tensor), "F32", self.batch, x.length, x.channels)
+        self.g.output(self._gapless(self._turned(x.tensor)), "F32", self.batch, x.length, x.channels)
         return x.tensor
 
     def _codes_out(self, x: Signal, codes: Tensor) -> Tensor:
@@ -133,7 +140,9 @@ class GraphOps(Ops):
         return self.lib.ggml_sub(self.c, x.tensor, other.tensor)
 
     def _scaled(self, y: Signal, x: Signal, gain: Tensor) -> Tensor:
-        return self.lib.ggml_mul(self.c, self.lib.ggml_reshape_1d(self.c, x.tensor, x.length), gain)
+        ne = x.tensor.contents.ne
+        flat = self.lib.ggml_reshape_2d(self.c, self._gapless(x.tensor), x.length, self.batch)
+        return self.lib.ggml_reshape_3d(self.c, self.lib.ggml_mul(self.c, flat, gain), *ne[:3])
 
     def _embed(self, y: Signal, ids: Tensor, table: TableSpec) -> Tensor:
         if y.length == 0:

@@ -12,7 +12,6 @@ import ctypes
 import functools
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +29,11 @@ from ..kernels import (
 )
 from ..runtime.ggml import Device, Library, Tensor
 from ..runtime.graph import TensorBuffer
+from ..runtime.threads import in_threads
 from .lowering import F32, GraphOps, Lowering, Shapes, pointers
 from .ops import ELU, Elu, Feed, Rotary
 from .packing import Packing
-from .signal import WHOLE, Moment, Region, Signal, Window
+from .signal import Moment, Region, Signal, Window
 from .weights import ConvSpec, DepthwiseSpec, Find, LstmSpec, SnakeSpec, Spec
 
 
@@ -186,8 +186,8 @@ class NativeOps(GraphOps):
     def _pad(self, y: Signal, x: Signal, left: int, right: int, elu: bool) -> Tensor:
         if not (left or right or elu):
             return x.tensor
-        params = NormParams(left=left, right=right, mode=int(elu))
-        return self._custom(self.kernels.pad, params, (y.channels, y.length), x.tensor)
+        params, rows = NormParams(left=left, right=right, mode=int(elu)), y.length * self.batch
+        return self._shaped(y, self._custom(self.kernels.pad, params, (y.channels, rows), self._flat(x)))
 
     def _gelu(self, y: Signal, x: Signal, by_tanh: bool) -> Tensor:
         params = NormParams(mode=int(by_tanh))
@@ -205,14 +205,15 @@ class NativeOps(GraphOps):
         return self._custom(self.kernels.group_norm, fused, (y.channels, y.length), *sources)
 
     def _polar(self, y: Signal, x: Signal) -> Tensor:
-        return self._custom(self.kernels.polar, NormParams(), (y.channels, y.length), x.tensor)
+        rows = y.length * self.batch
+        return self._shaped(y, self._custom(self.kernels.polar, NormParams(), (y.channels, rows), self._flat(x)))
 
     # Norms
 
     def _layer_norm(self, y: Signal, x: Signal, name: str, epsilon: float) -> Tensor:
         weights, params = [self.w[name + ".weight"], self.w[name + ".bias"]], NormParams(epsilon=epsilon)
         rows = self._flat(x)
-        if (made := self._depthwise_of.get(_address(x.tensor))) and self.phase == WHOLE and self.batch == 1:
+        if (made := self._depthwise_of.get(_address(x.tensor))) and self.plan.whole_clip:  # no cut to agree with
             window, spec = made
             rows, params.taps = self._flat(window), spec.kernel
             weights += [self.w[spec.name + ".weight"], self.w[spec.name + ".bias"]]
@@ -309,11 +310,11 @@ class Native(Lowering):
         shapes: Shapes = {}
         for spec in specs.values():
             shapes.update(self.shapes_of(spec))
+        shapes = shapes or {"none": ("F32", (1,))}  # ggml has no empty buffers
         buffer = TensorBuffer(self.lib, self.device, shapes, zeroed=False)
         # largest first: packing them takes most memory, while the buffer is not yet in use
         ordered = sorted(specs.values(), key=lambda s: -math.prod(shapes.get(s.name + ".weight", ("", (1,)))[1]))
-        with ThreadPoolExecutor(self.n_threads) as pool:
-            list(pool.map(lambda spec: self.store(buffer, spec, find), ordered))
+        in_threads(lambda spec: self.store(buffer, spec, find), ordered, self.n_threads)
         return buffer
 
     def shapes_of(self, spec: Spec) -> Shapes:

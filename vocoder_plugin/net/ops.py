@@ -266,8 +266,8 @@ class Ops:
         return [self._emit("channels", replace(x, channels=size), x=x, first=i * size) for i in range(parts)]
 
     def scaled(self, x: Signal, name: str, gain: Feed) -> Signal:
-        """[1, T] times a function of position, float32 [T]; ``name`` tells functions apart."""
-        return self._emit("scaled", replace(x), x=x, gain=self._feed(name, gain, "F32", x.length))
+        """[1, T] times a function of position, float32 [batch, T]; ``name`` tells functions apart."""
+        return self._emit("scaled", replace(x), x=x, gain=self._feed(name, gain, "F32", x.length, self.batch))
 
     def polar(self, x: Signal) -> Signal:
         """Log magnitudes and phases [2 bins, T] -> real and imaginary parts; magnitudes are at most 100."""

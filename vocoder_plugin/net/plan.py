@@ -9,7 +9,7 @@ from typing import Any
 
 from ..runtime.ggml import Tensor
 from .ops import Elu, Feed, Ops
-from .signal import MIDDLE, WHOLE, Phase, Region, Signal, Window
+from .signal import LAST, MIDDLE, WHOLE, Phase, Region, Signal, Window
 from .weights import Spec
 
 Head = Callable[[Ops], None]
@@ -76,6 +76,11 @@ class Plan(Ops):
                 head(plan)
             if not plan.whole_clip:
                 break
+        if not plan.whole_clip:
+            end = cls(phase=LAST, frames=0, rings=rings, most_frames=most_frames)
+            for head in heads:
+                head(end)
+            plan.lags = any(y.length > 0 for y in end.outputs)
         return plan
 
     @property
@@ -91,7 +96,6 @@ class Plan(Ops):
             self.outputs.append(y)
         self.tensors += self._tensors(operation, y, arguments)
         self.period = math.lcm(self.period, 2 * arguments.get("dilation", 1))  # minimal filtering goes by pairs
-        self.lags = self.lags or y.delay > 0
         if y.rate:
             self.first_frames = max(self.first_frames, -(-(y.delay + 1) // y.rate))
         return y

@@ -7,7 +7,8 @@ backends fuse, attention over what the stream's state carries from chunk to chun
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -68,13 +69,8 @@ class PortableOps(GraphOps):
             for part in parts:
                 if part:
                     joined = self.lib.ggml_concat(self.c, joined, part, 0) if joined else part
-            window.joined = joined if self._contiguous(joined) else self.lib.ggml_cont(self.c, joined)
+            window.joined = self._gapless(joined)
         return window.joined
-
-    @staticmethod
-    def _contiguous(x: Tensor) -> bool:
-        ne, nb = x.contents.ne, x.contents.nb
-        return nb[1] == ne[0] * F32 and (ne[2] == 1 or nb[2] == ne[0] * ne[1] * F32)
 
     def _repeated(self, y: Signal, x: Signal) -> Tensor:
         first = self.lib.ggml_cont(self.c, self._rows_view(x.tensor, 0, 1))
@@ -173,9 +169,8 @@ class PortableOps(GraphOps):
 
     def _polar(self, y: Signal, x: Signal) -> Tensor:
         lib, c = self.lib, self.c
-        bins, step = x.channels // 2, x.length * F32
-        size = lib.ggml_cont(c, lib.ggml_view_2d(c, x.tensor, x.length, bins, step, 0))
-        phase = lib.ggml_cont(c, lib.ggml_view_2d(c, x.tensor, x.length, bins, step, bins * step))
+        half = replace(y, channels=x.channels // 2)
+        size, phase = (lib.ggml_cont(c, self._channels(half, x, first)) for first in (0, half.channels))
         size = lib.ggml_clamp(c, lib.ggml_exp(c, size), 0.0, 100.0)
         real = lib.ggml_mul(c, size, lib.ggml_cos(c, phase))
         return lib.ggml_concat(c, real, lib.ggml_mul(c, size, lib.ggml_sin(c, phase)), 1)
@@ -199,8 +194,9 @@ class PortableOps(GraphOps):
 
     def _heads(self, x: Signal, heads: int) -> Tensor:
         """[T, C, B] -> [T, size of a head, heads, B] in one piece."""
-        whole = x.tensor if self._contiguous(x.tensor) else self.lib.ggml_cont(self.c, x.tensor)
-        return self.lib.ggml_reshape_4d(self.c, whole, x.length, x.channels // heads, heads, self.batch)
+        return self.lib.ggml_reshape_4d(
+            self.c, self._gapless(x.tensor), x.length, x.channels // heads, heads, self.batch
+        )
 
     def _full_attention(self, y: Signal, q: Signal, k: Signal, v: Signal, heads: int) -> Tensor:
         lib, c, n, size = self.lib, self.c, q.length, q.channels // heads
@@ -225,23 +221,23 @@ class PortableOps(GraphOps):
     def _rotated(self, y: Signal, x: Signal, heads: int, rotary: Rotary) -> Tensor:
         lib, c, half, rate = self.lib, self.c, x.channels // heads // 2, x.rate
 
+        ne = x.length, half, 1, self.batch
+
         def turns(moment: Moment, part: slice) -> np.ndarray:
             each = [rotary.turns(int(p) * rate, moment.frames * rate, 2 * half)[:, part].T for p in moment.positions]
             return np.ascontiguousarray(np.stack(each))  # [B, D / 2, T]
 
         cosine, sine = (
-            self._feed(
-                f"{what} {rotary} {rate} {half}", lambda m, p=part: turns(m, p), "F32", x.length, half, 1, self.batch
-            )
+            self._feed(f"{what} {rotary} {rate} {half}", partial(turns, part=part), "F32", *ne)
             for what, part in (("cosines", slice(half)), ("sines", slice(half, None)))
         )
         whole = self._heads(x, heads)
-        ne, nb = whole.contents.ne, whole.contents.nb
+        nb = whole.contents.nb
         a, b = (
             lib.ggml_cont(
-                c, lib.ggml_view_4d(c, whole, ne[0], half, ne[2], ne[3], nb[1], nb[2], nb[3], i * half * nb[1])
+                c, lib.ggml_view_4d(c, whole, x.length, half, heads, self.batch, nb[1], nb[2], nb[3], first * nb[1])
             )
-            for i in range(2)
+            for first in (0, half)
         )
         first = lib.ggml_sub(c, lib.ggml_mul(c, a, cosine), lib.ggml_mul(c, b, sine))
         second = lib.ggml_add(c, lib.ggml_mul(c, b, cosine), lib.ggml_mul(c, a, sine))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -196,6 +197,9 @@ class Graph:
         return [self.lib.ggml_graph_node(self.handle, i) for i in range(count)]
 
 
+_computed_in = 0  # The process whose threads ggml's OpenMP has started; those that fork from it have none.
+
+
 class Session:
     """A backend on one device with one compute buffer, and a bounded cache of graphs.
 
@@ -214,11 +218,16 @@ class Session:
     """
 
     def __init__(self, lib: Library, device: Device, *, n_threads: int, max_graphs: int = 24) -> None:
+        if device.is_cpu and n_threads > 1 and _computed_in not in (0, os.getpid()):
+            raise DeviceError(
+                "this process was forked from one that had computed: its threads are gone, and more than one would "
+                'wait for them for ever; use n_threads=1, or start processes with the method "spawn"'
+            )
         self.lib = lib
         self.device = device
         self.n_threads = n_threads
         self.max_graphs = max_graphs
-        self.lock = threading.RLock()
+        self._lock, self._process = threading.RLock(), os.getpid()
         self.splits = 0
         self.on_run: Callable[[Hashable, Graph, list[np.ndarray], list[np.ndarray]], None] | None = None
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
@@ -232,6 +241,20 @@ class Session:
             self, _free_session, lib, self._allocator, self._backend, self._graphs, self._scheduler
         )
         self._set_threads(device, self._backend, n_threads)
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held while a graph runs. VocoderError in a process that was forked: what holds it may not be there."""
+        if not self.is_of_this_process:
+            raise VocoderError(
+                "this codec belongs to the process that loaded it; load it again after a fork, or start processes "
+                'with the method "spawn"'
+            )
+        return self._lock
+
+    @property
+    def is_of_this_process(self) -> bool:
+        return self._process == os.getpid()
 
     def check_open(self) -> None:
         if not self.close.alive:
@@ -293,6 +316,8 @@ class Session:
             return outputs
 
     def _compute(self, graph: Graph) -> None:
+        global _computed_in
+        _computed_in = _computed_in or os.getpid()
         if graph.scheduled:
             status = self._scheduler[0].compute(graph.handle)
             self.splits = self._scheduler[0].splits

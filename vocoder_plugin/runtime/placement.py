@@ -9,14 +9,30 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from .ggml import Device, Library
 
 SPLIT_NONE, SPLIT_TENSOR = 0, 3  # llama_split_mode; the others deal out whole layers
 MOST_LAYERS = 1 << 30  # of a model that does not tell
+
+
+class LoadedModel(Protocol):
+    """A ``llama_cpp.Llama``: what tells where its layers lie."""
+
+    @property
+    def n_threads(self) -> int: ...
+
+    @property
+    def model_params(self) -> Any: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    @property
+    def tensor_split(self) -> Sequence[float] | None: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,7 @@ class Offload:
     tensor_split: Sequence[float] = ()
 
     @classmethod
-    def of(cls, llm: Any) -> Offload:
+    def of(cls, llm: LoadedModel) -> Offload:
         """Read a llama_cpp.Llama."""
         params, metadata = llm.model_params, llm.metadata
         count = metadata.get(f"{metadata.get('general.architecture')}.block_count")
@@ -94,7 +110,7 @@ def device_of_last_layer(devices: Sequence[Device], offload: Offload) -> Device 
     return found[min(place, len(found) - 1)]
 
 
-def choose_device(lib: Library, llm: Any, name: str | None) -> Device:
+def choose_device(lib: Library, llm: LoadedModel | None, name: str | None) -> Device:
     """The named device; else that of the LLM's last offloaded layer; else the CPU."""
     if name is None and llm is not None:
         chosen = device_of_last_layer(lib.devices(), Offload.of(llm))

@@ -141,10 +141,10 @@ def push_many(
     if not streams:
         return []
     pass_, kind = streams[0]._pass, type(streams[0])
-    if any(stream._pass is not pass_ or type(stream) is not kind for stream in streams):
-        raise ArgumentError("the streams are of different codecs or directions, expected one")
     if any(not stream.exact for stream in streams):
         raise ArgumentError("streams with a shortened lookahead cannot be decoded together")
+    if any(stream._pass is not pass_ or type(stream) is not kind for stream in streams):
+        raise ArgumentError("the streams are of different codecs or directions, expected one")
     checked = [stream._checked(data) for stream, data in zip(streams, inputs, strict=True)]
     return advance(streams, checked, head or ("decode" if isinstance(streams[0], DecoderStream) else "encode"))
 

@@ -107,9 +107,13 @@ class Pass:
 
     def length(self, head: str, frames: int) -> int:
         """Samples or rows that a clip of so many frames gives."""
-        plan = Plan(phase=WHOLE, frames=frames, rings=self.plan.rings, most_frames=self.chunk_frames)
+        return self._planned(head, WHOLE, frames).outputs[0].length
+
+    def _planned(self, head: str, phase: Phase, frames: int, batch: int = 1) -> Plan:
+        """A dry run of the very chunk."""
+        plan = Plan(phase, frames, self.chunk_frames, batch, rings=self.plan.rings)
         self.heads[head](plan)
-        return plan.outputs[0].length
+        return plan
 
     def run_clip(self, head: str, frames: int, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Run a clip at once, without a stream."""
@@ -151,12 +155,13 @@ class Pass:
         weights, batch = self.weights, len(moment.positions)
 
         def build() -> Graph:
-            timing = dict(phase=moment.phase, frames=moment.frames, most_frames=self.chunk_frames, batch=batch)
-            plan = Plan(**timing, rings=self.plan.rings)
-            self.heads[head](plan)
-            graph = Graph(self.session.lib, plan.tensors)
+            planned = self._planned(head, moment.phase, moment.frames, batch)
+            graph = Graph(self.session.lib, planned.tensors)
             net = self._lowering.ops(
-                **timing,
+                moment.phase,
+                moment.frames,
+                self.chunk_frames,
+                batch,
                 graph=graph,
                 weights=weights.tensors,
                 plan=self.plan,

@@ -25,6 +25,10 @@ class OneThread:
         self._closed = False
         self.reset()
 
+    def push(self, data: np.ndarray, /) -> np.ndarray:
+        """Take the next piece of what the stream takes, and give what became available."""
+        raise NotImplementedError
+
     def reset(self) -> None:
         """Forget everything pushed so far; the next push starts a new stream."""
         with self._claimed():

@@ -19,8 +19,7 @@ import numpy as np
 
 from ...codec import Codec
 from ...errors import refusal
-from ...files import complete_file
-from ...regular import regular_file
+from ...files import complete_file, regular_file
 from .errors import SpeakerError
 from .fingerprint import fingerprint
 from .markup import FEATURE_NAMES
@@ -31,6 +30,7 @@ FILE_LIMIT = 4 << 20  # bytes; a profile of 20 s has about 0.1 MB
 CODE_KEYS = {1: ("codes",), 2: ("codes",), 3: ("c1", "c2")}
 CODE_LIMIT = {1: 4096, 2: 4096, 3: 1024}  # codes the models' codecs have; a codec may have fewer
 MODELS = {1: "OuteTTS 0.1", 2: "OuteTTS 0.2 or 0.3", 3: "OuteTTS 1.0"}
+CODECS = {1: "wavtokenizer", 2: "wavtokenizer", 3: "dac"}  # that the models of each version need
 FEATURE_LIMIT = 100
 
 

@@ -21,7 +21,7 @@ from .loudness import FixedGain
 from .markup import CODE_END, FEATURES, SPACE, WORD_END, WORD_START, without_markup
 from .prompts import check_version, prompt_parts, token_parts
 from .sampler import Sampler, Sampling
-from .speaker import MODELS, Speaker, as_speaker
+from .speaker import CODECS, MODELS, Speaker, as_speaker
 from .text import need_text, tokens_v2, words_v1, words_v3
 
 MAX_LENGTH = 8192  # tokens of a prompt and its speech
@@ -155,7 +155,7 @@ def speak(
     if codec.n_codebooks != codebooks:
         raise TokenError(
             f"the model is {MODELS[version]}, which needs a codec with {codebooks} codebook{'s' * (codebooks > 1)}, "
-            f"but {codec.name!r} has {codec.n_codebooks}; use {'its DAC' if version == 3 else 'a WavTokenizer'}"
+            f"but {codec.name!r} has {codec.n_codebooks}; use one of the kind {CODECS[version]!r}"
         )
     known = None if speaker is None else as_speaker(speaker)
     if known is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...regular import regular_file
+from ...files import regular_file
 from .errors import AlignmentError
 
 FILE_LIMIT = 4 << 20  # bytes
