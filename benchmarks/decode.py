@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from rivals import HOP, PRODUCTS, RIVALS, SAMPLE_RATE, prepare, start
 
-from vocoder_plugin.codecs.dac import Config, decode
-from vocoder_plugin.net.plan import ConvSpec, Plan
+from vocoder_plugin.codecs.registry import read_model
+from vocoder_plugin.gguf_file import GGUFFile
+from vocoder_plugin.net.plan import Plan
+from vocoder_plugin.net.weights import ConvSpec
 
 
 @dataclass
@@ -61,24 +63,15 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def operations(seconds: float) -> float:
+def operations(file: Path, seconds: float) -> float:
     """Floating-point operations of decoding so long a clip, two a multiply-add, by the textbook sums."""
-    plan, config = Plan(), Config(
-        name="", sample_rate=SAMPLE_RATE, n_codebooks=2, codebook_size=1024, codebook_dim=8, latent_dim=1024,
-        encoder_dim=64, encoder_rates=(2, 4, 5, 8), decoder_dim=1536, decoder_rates=(8, 5, 4, 2),
-    )  # fmt: skip
-    rates: dict[str, int] = {}
-    real = plan._timed
-
-    def timed(signal, *specs):
-        rates.update({spec.name: signal.rate for spec in specs if isinstance(spec, ConvSpec)})
-        return real(signal, *specs)
-
-    plan._timed = timed
-    decode(plan, config, None)
+    model = read_model(GGUFFile(file))
+    plan = Plan.of(model.passes()["decoder"].values(), rings=False, most_frames=24)
     per_frame = 0
-    for name, rate in rates.items():
-        spec = plan.specs[name]
+    for name, spec in plan.specs.items():
+        if not isinstance(spec, ConvSpec):
+            continue
+        rate = plan.rates[name]
         per_frame += (
             2 * rate * spec.in_channels * spec.out_channels * spec.kernel // (spec.stride if spec.transposed else 1)
         )
@@ -178,7 +171,7 @@ def main() -> None:
                     f"{f.first:.2f}", f"{f.load:.2f}", f"{f.peak_mib:.0f}",
                 ]  # fmt: skip
                 if arguments.do == "decode":
-                    speed = operations(seconds) / f.median / 1e9
+                    speed = operations(folder / "dac_f32.gguf", seconds) / f.median / 1e9
                     cells += [f"{speed:.0f}", f"{speed / peak:.0%}"]
                 table.add_row(*cells)
             table.add_section()

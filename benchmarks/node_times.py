@@ -11,8 +11,7 @@ import argparse
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,44 +48,27 @@ def call(codec: Codec, *, do: str, seconds: float, step: bool) -> None:
                 encoder.push(chunk)
 
 
-Run = Callable[[Session, Any, list[np.ndarray]], None]  # what ran, by which key, on which inputs
-
-
-@contextmanager
-def told_of_runs(tell: Run) -> Iterator[None]:
-    """Call ``tell`` after every run of a graph in the block."""
-    original = Session.run
-
-    def run(self: Session, key: Any, build: Any, inputs: list[np.ndarray]) -> Any:
-        result = original(self, key, build, inputs)
-        tell(self, key, inputs)
-        return result
-
-    Session.run = run  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Session.run = original  # type: ignore[method-assign]
-
-
-def timed_nodes(work: Callable[[], None], repeat: int) -> dict[Any, tuple[int, list[tuple[str, float]]]]:
+def timed_nodes(
+    session: Session, work: Callable[[], None], repeat: int
+) -> dict[Any, tuple[int, list[tuple[str, float]]]]:
     """Key of each graph that ``work`` runs -> (how often, times of its nodes).
 
     Work is done twice: nodes are timed right after the last run of their graph in the second round, when a
     stream's window is full and all that they point to exists.
     """
     counts: Counter[Any] = Counter()
-    with told_of_runs(lambda _session, key, _inputs: counts.update([key])):
-        work()
+    session.on_run = lambda key, _graph, _inputs, _outputs: counts.update([key])
+    work()
     left, times = counts.copy(), {}
 
-    def time_last(session: Session, key: Any, inputs: list[np.ndarray]) -> None:
+    def time_last(key: Any, graph: Graph, inputs: list[np.ndarray], _outputs: list[np.ndarray]) -> None:
         left[key] -= 1
         if left[key] == 0:
-            times[key] = counts[key], node_seconds(session, session._graphs[key], inputs, repeat)
+            times[key] = counts[key], node_seconds(session, graph, inputs, repeat)
 
-    with told_of_runs(time_last):
-        work()
+    session.on_run = time_last
+    work()
+    session.on_run = None
     return times
 
 
@@ -101,8 +83,9 @@ def node_seconds(session: Session, graph: Graph, inputs: list[np.ndarray], repea
         lib.bindings["ggml_graph_add_node"](singles[-1], node)
     times: list[list[float]] = [[] for _ in nodes]
     for _ in range(repeat):  # in order: nodes overwrite the inputs of those before them
-        for (tensor, _, _), array in zip(graph._inputs, inputs, strict=True):
-            upload(lib, tensor, array)
+        for (tensor, *_), array in zip(graph.inputs, inputs, strict=True):
+            if tensor.contents.buffer:  # an input that no node reads has no memory
+                upload(lib, tensor, array)
         for i, single in enumerate(singles):
             start = time.perf_counter()
             lib.ggml_backend_graph_compute(session._backend, single)
@@ -127,7 +110,9 @@ def main() -> None:
     rows: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     with Codec.load(arguments.codec, n_threads=arguments.threads, precision=arguments.precision) as codec:
         runs = timed_nodes(
-            lambda: call(codec, do=arguments.do, seconds=arguments.seconds, step=arguments.step), arguments.repeat
+            codec._session,
+            lambda: call(codec, do=arguments.do, seconds=arguments.seconds, step=arguments.step),
+            arguments.repeat,
         )
         for n, nodes in runs.values():
             for name, seconds in nodes:

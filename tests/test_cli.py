@@ -82,7 +82,7 @@ def test_help(command, flag):
 
 def test_help_keeps_its_summaries_whole():
     for command in ((), ("convert",), ("speaker",)):
-        assert "..." not in run(*command, "--help").stdout
+        assert "..." not in run(*command, "--help").stdout.replace("[ARGS]...", "")
 
 
 def test_libraries_are_imported_when_they_are_needed():
@@ -207,7 +207,7 @@ def test_info(small_dac_file):
         "architecture": "dac",
         "rate": "24000 Hz, 320 samples a frame, 75 frames/s",
         "codebooks": "2 of 1024 entries",
-        "latents": "256 values a frame",
+        "latents": "48 values a frame",
         "encoder": "rates 2 4 5 8",
         "decoder": "rates 8 5 4 2",
     }
@@ -226,10 +226,10 @@ def test_info_of_a_language_model(llm_file):
 
 def test_info_of_a_name_that_commands_the_terminal(small_dac_file, tmp_path):
     path = tmp_path / "bad.gguf"
-    path.write_bytes(small_dac_file.read_bytes().replace(b"DAC 24 kHz", b"\x1b[2J\x1b]0;x"))
+    path.write_bytes(small_dac_file.read_bytes().replace(b"DAC 24 kHz", b"\x1b[2J\x1b]0;xy"))
     result = run("info", path, "--tensors")
     assert result.exit_code == 0, result.stderr
-    assert r"name          \x1b[2J\x1b]0;x" in result.stdout
+    assert r"name          \x1b[2J\x1b]0;xy" in result.stdout
     assert "\x1b" not in result.stdout
     path.write_bytes(small_dac_file.read_bytes().replace(b"\x03\0\0\0\0\0\0\0dac", b"\x03\0\0\0\0\0\0\0d\x1bc"))
     said = refusal(run("decode", path, tmp_path / "out.wav", "--codec", path))

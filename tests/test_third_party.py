@@ -234,7 +234,7 @@ def test_info_and_doctor(site, converted):
     doctor = vocoder_plugin(site, "doctor", converted, "--device", "CPU")
     assert doctor.returncode == 0, doctor.stderr
     assert "Tone on CPU" in doctor.stdout
-    assert re.search(r"codecs? .*\btone\b", doctor.stdout)
+    assert re.search(r"^codec installed +tone \(tone_codec 1\.0\)$", doctor.stdout, re.MULTILINE)
 
 
 def test_unknown_option_is_refused_by_name(site, converted):
@@ -269,7 +269,7 @@ def broken(request, tmp_path) -> tuple[Path, str, str]:
     shutil.copytree(PACKAGE / "tone_codec", tmp_path / "tone_codec")  # not installed, only there to be imported
     (tmp_path / "broken.py").write_text(module)
     install(tmp_path, "broken", {name: "broken:Codec"})
-    return tmp_path, f"the codec {name!r} (broken:Codec) ", said
+    return tmp_path, f"the codec {name!r} (broken:Codec, broken 1.0) ", said
 
 
 def assert_warned(stderr: str, beginning: str, said: str) -> None:
@@ -291,6 +291,10 @@ def test_commands_beside_a_broken_package(broken, small_dac_file):
     assert result.returncode == 0, result.stderr
     assert re.search(r"architecture +dac\b", result.stdout)
     assert_warned(result.stderr, *warned)
+    doctor = vocoder_plugin(site, "doctor")
+    assert doctor.returncode == 0, doctor.stderr
+    (told,) = (line for line in doctor.stdout.splitlines() if line.startswith("codec broken"))
+    assert all(part in told for part in warned)
 
 
 PAGE = (HERE.parent / "docs" / "new-codec.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ def test_one_libggml_one_device(offloaded, files):
     with Codec.load(files["dac"], llm=offloaded) as codec:
         assert codec.device.name == DEVICE
         codec.decode(np.zeros((2, 20), int))
-        assert codec._passes["decode"].weights.kind == DEVICE
+        assert codec._passes["decoder"].weights.kind == DEVICE
     with open("/proc/self/maps") as maps:
         mapped = {line.split()[-1] for line in maps if "libggml-base" in line or "libggml-vulkan" in line}
     assert len([path for path in mapped if "libggml-base" in path]) == 1

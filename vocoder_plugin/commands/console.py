@@ -200,6 +200,8 @@ def failures_named(target: str) -> Iterator[None]:
         if error.filename and not str(error.filename).endswith(".partial"):
             raise  # it is of another file, which it names
         raise VocoderError(f"{target}: cannot be written: {error.strerror or error}") from None
+    except AudioError as error:  # of sound that goes into an open file
+        raise AudioError(str(error), path=target) if error.path is None else error from None
 
 
 def check_output(target: str, *, force: bool, inputs: Iterable[str | None] = ()) -> None:

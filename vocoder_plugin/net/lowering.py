@@ -45,7 +45,8 @@ class GraphOps(Ops):
         self._feeds: dict[str, Tensor] = {}
 
     def _emit(self, operation: str, y: Signal, *specs: Spec | Elu | None, **arguments: Any) -> Signal:
-        tensor = getattr(self, f"_{operation}")(y, **arguments)
+        # in a last chunk without frames early layers give nothing, and ggml would abort on tensors that are not there
+        tensor = getattr(self, f"_{operation}")(y, **arguments) if y.length else None
         return Signal(tensor, y.channels, y.length, y.rate, y.delay)
 
     # How a lowering lays signals out
