@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from measures import relative_error
 from op_table import BOUND, OPS, STREAMED, Op, conv_weights, sigmoid
-from tiny_pass import LOWERINGS, signal_in, streamed, tiny_pass, whole
+from tiny_pass import LIB, LOWERINGS, signal_in, streamed, tiny_pass, whole
 
 from vocoder_plugin.errors import ArgumentError
 from vocoder_plugin.net.ops import Ops, Reflect, Snake
-from vocoder_plugin.net.plan import Head
+from vocoder_plugin.net.plan import QUERY_TILE, Head
 from vocoder_plugin.net.signal import WHOLE
 from vocoder_plugin.streams.passes import Pass
 
@@ -204,6 +204,17 @@ def test_lstm(lowering, threads, units):
     else:
         np.testing.assert_array_equal(cut, y[0])
         np.testing.assert_array_equal(end, after)
+
+
+def test_portable_attention_takes_few_queries_at_a_time(monkeypatch):
+    """Memory is that of so many rows of scores, however long the clip."""
+    op, rng, frames = OPS["full attention of 4 heads"], np.random.default_rng(0), 2 * QUERY_TILE + 9
+    steps, real = [], LIB.ggml_soft_max_ext
+    monkeypatch.setattr(LIB, "ggml_soft_max_ext", lambda c, x, *a: steps.append(x.contents.ne[1]) or real(c, x, *a))
+    with tiny_pass("portable", {"y": op.head}, chunk_frames=frames) as pass_:
+        inputs = op.random_inputs(rng, frames)
+        assert relative_error(whole(pass_, "y", frames, inputs), op.expected(inputs, {})) <= BOUND
+    assert steps == [QUERY_TILE, QUERY_TILE, 9]
 
 
 def test_refusals():

@@ -101,34 +101,35 @@ static int fill(struct segment *segments, const struct conv *c, const struct sha
 /* The outputs of one panel for all packed rows. */
 static void multiply(const struct conv *c, const struct segment *segments, int count, size_t step, int height, int panel) {
     const struct vp_conv1d *p = c->p;
+    const int channels = c->channels, integers = c->integers, bytes = p->weight_bytes, panel_outputs = c->panel_outputs;
+    const int first_output = panel * panel_outputs, width = panel_width(c, panel);
+    const int has_skip = c->skip_chunk || c->skip_history;
+    const size_t x_bytes = c->x_bytes, y_bytes = tensor_nb(c->dst, 1);
     float start[VP_PANEL] = {0};
-    const int first_output = panel * c->panel_outputs, width = panel_width(c, panel);
     if (c->bias) memcpy(start, c->bias + first_output, width * sizeof(float));
-    const size_t tap_weights = (size_t)packed_channels(c->channels, c->integers) * c->panel_outputs;
-    const char *w = c->weight + panel * p->taps * tap_weights * p->weight_bytes;
+    const char *w = c->weight + (size_t)panel * p->taps * packed_channels(channels, integers) * panel_outputs * bytes;
     for (int tap = 0; tap < p->taps; tap += p->together) {
-        for (int c0 = 0; c0 < c->channels; c0 += p->block) {
-            const int block = c->channels - c0 < p->block ? c->channels - c0 : p->block;
-            const int last = tap + p->together >= p->taps && c0 + block == c->channels;
+        for (int c0 = 0; c0 < channels; c0 += p->block) {
+            const int block = channels - c0 < p->block ? channels - c0 : p->block;
+            const int last = tap + p->together >= p->taps && c0 + block == channels;
             struct tile_args a = {
-                .row_step = step * p->stride, .tap_step = step * p->dilation, .weight = w,
-                .vectors = p->vectors, .taps = p->together,
-                .channels = block, .bias = tap + c0 == 0 ? start : NULL, .width = width,
-                .y_step = tensor_nb(c->dst, 1) / sizeof(float), .skip_channel = first_output,
-                .weight_scale = c->scale + ((size_t)panel * p->taps + tap) * c->panel_outputs, .scale_step = p->stride,
+                .row_step = step * p->stride, .tap_step = step * p->dilation, .weight = w, .vectors = p->vectors,
+                .taps = p->together, .channels = block, .bias = tap + c0 == 0 ? start : NULL, .width = width,
+                .y_step = y_bytes / sizeof(float), .skip_channel = first_output, .scale_step = p->stride,
+                .weight_scale = c->scale + ((size_t)panel * p->taps + tap) * panel_outputs,
             };
             for (const struct segment *s = segments; s < segments + count; s++) {
-                a.skip = last && (c->skip_chunk || c->skip_history) ? &s->skip : NULL;
+                a.skip = has_skip && last ? &s->skip : NULL;
                 for (int64_t r = 0; r < s->rows; r += height) {
                     const int64_t in = r * p->stride + tap * p->dilation;
-                    a.x = s->x + (in * step + c0) * c->x_bytes;
+                    a.x = s->x + (in * step + c0) * x_bytes;
                     a.x_scale = s->scale + in;
-                    a.y = (float *)(s->y + (s->first + r) * tensor_nb(c->dst, 1)) + first_output;
+                    a.y = (float *)(s->y + (s->first + r) * y_bytes) + first_output;
                     a.skip_row = p->skip_first + s->first + r;
-                    tile_rows(&a, s->rows - r < height ? (int)(s->rows - r) : height, p->weight_bytes);
+                    tile_rows(&a, s->rows - r < height ? (int)(s->rows - r) : height, bytes);
                 }
             }
-            w += (size_t)p->together * packed_channels(block, c->integers) * c->panel_outputs * p->weight_bytes;
+            w += (size_t)p->together * packed_channels(block, integers) * panel_outputs * bytes;
         }
     }
 }

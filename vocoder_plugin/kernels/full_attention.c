@@ -17,6 +17,7 @@ VP_API void vp_pack_attention(void *dst, int ith, int nth, void *userdata) {
     const struct vp_attention *p = userdata;
     const void *x = tensor_src(dst, 0);
     const int64_t size = tensor_ne(x, 0) / p->heads, rows = tensor_ne(x, 1);
+    const int64_t step = tensor_nb(x, 1) / sizeof(float);
     const int64_t outer = p->keys ? rows : size, inner = p->keys ? size : rows;
     const int64_t panels = (outer + VP_PANEL - 1) / VP_PANEL, total = panels * p->heads;
     for (int64_t i = total * ith / nth; i < total * (ith + 1) / nth; i++) {
@@ -26,12 +27,12 @@ VP_API void vp_pack_attention(void *dst, int ith, int nth, void *userdata) {
         if (width < VP_PANEL) memset(to, 0, inner * VP_PANEL * sizeof(float));
         if (p->keys) {
             for (int j = 0; j < width; j++) {
-                const float *from = tensor_row(x, first + j) + channel;
+                const float *from = tensor_row(x, 0) + (first + j) * step + channel;
                 for (int64_t c = 0; c < inner; c++) to[c * VP_PANEL + j] = from[c];
             }
         } else {
-            for (int64_t t = 0; t < inner; t++)
-                memcpy(to + t * VP_PANEL, tensor_row(x, t) + channel + first, width * sizeof(float));
+            const float *from = tensor_row(x, 0) + channel + first;
+            for (int64_t t = 0; t < inner; t++) memcpy(to + t * VP_PANEL, from + t * step, width * sizeof(float));
         }
     }
 }

@@ -2,7 +2,7 @@
  *
  * Polynomials are Chebyshev fits on the reduced range. Largest errors, against float64: exp 1e-7 relative;
  * sine and cosine 1e-7 absolute for |x| <= PHASE_LIMIT, beyond it libm; GELU 2e-7 relative to
- * max(1, |x|) (measured in tests/test_clip_kernels.py).
+ * max(1, |x|) (measured in tests/test_norm_kernels.py).
  */
 #ifndef VP_MATHVEC_H
 #define VP_MATHVEC_H

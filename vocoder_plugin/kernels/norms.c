@@ -3,9 +3,10 @@
  * ggml custom operations over channels-last rows, [channels, rows] in ggml's order; userdata is a struct vp_norm.
  * Rows (or groups, for the group norm) are split between threads: a result does not depend on the thread.
  */
+#include <stdlib.h>
+
 #include "mathvec.h"
 #include "params.h"
-#include "rows.h"
 
 /* Layer norm over channels, of the input itself or of a depthwise convolution of it ("same" padding).
  * Sources: x, weight, bias [C]; kernel [C, taps] and its bias [C] with taps > 0. */
@@ -67,8 +68,9 @@ VP_API void vp_group_norm(void *dst, int ith, int nth, void *userdata) {
     const int c0 = g0 * width, c1 = g1 * width;
     if (c0 >= c1) return;
     const int n = c1 - c0;
-    double *sums = (double *)scratch_get(5 * (size_t)n);
-    float *scale = (float *)(sums + n), *mean = scale + n, *part = mean + n;
+    float *scale = malloc(3 * (size_t)n * sizeof(float)), *mean = scale + n, *part = mean + n; /* part: partial sums */
+    double *sums = malloc((size_t)n * sizeof(double));
+    if (!scale || !sums) abort();
     for (int pass = 0; pass < 2; pass++) { /* means, then variances around them */
         for (int c = 0; c < n; c++) sums[c] = 0;
         for (int64_t t0 = 0; t0 < rows; t0 += PARTIAL_ROWS) {
@@ -104,4 +106,6 @@ VP_API void vp_group_norm(void *dst, int ith, int nth, void *userdata) {
             store_some(y + c, v, n - c);
         }
     }
+    free(sums);
+    free(scale);
 }

@@ -43,11 +43,14 @@ void pack_rows(float *out, size_t step, const struct window *w, int64_t first, i
                const struct activation *activation) {
     const int kind = activation->kind;
     const float *alpha = activation->alpha, *inverse = activation->inverse;
+    for (int64_t r = 0; channels == 1 && kind == VP_NONE && r < n; r++) { /* samples */
+        const float *row = window_row(w, first + r);
+        out[r * step] = row ? *row : 0.0f;
+    }
+    if (channels == 1 && kind == VP_NONE) return;
     for (int64_t r = 0; r < n; r++, out += step) {
         const float *row = window_row(w, first + r);
-        if (channels == 1 && kind == VP_NONE) { /* samples */
-            *out = row ? *row : 0.0f;
-        } else if (!row) {
+        if (!row) {
             memset(out, 0, channels * sizeof(float)); /* snake(0) = elu(0) = 0 */
         } else if (kind == VP_NONE) {
             memcpy(out, row, channels * sizeof(float));
@@ -55,22 +58,43 @@ void pack_rows(float *out, size_t step, const struct window *w, int64_t first, i
             for (int c = 0; c < channels; c += VP_LANES)
                 store_some(out + c, elu_lanes(load_some(row + c, channels - c)), channels - c);
         } else {
-            for (int c = 0; c < channels; c += VP_LANES) {
-                const int left = channels - c;
-                const vfloat a = load_some(alpha + c, left), b = load_some(inverse + c, left);
-                store_some(out + c, snake(load_some(row + c, left), a, b), left);
+            int c = 0;
+            for (; c + VP_LANES <= channels; c += VP_LANES)
+                *(vfloat *)(out + c) =
+                    snake(*(const vfloat *)(row + c), *(const vfloat *)(alpha + c), *(const vfloat *)(inverse + c));
+            if (c < channels) { /* the last, partial vector */
+                float part[3][VP_LANES] = {{0}};
+                size_t bytes = (channels - c) * sizeof(float);
+                memcpy(part[0], row + c, bytes);
+                memcpy(part[1], alpha + c, bytes);
+                memcpy(part[2], inverse + c, bytes);
+                vfloat y = snake(*(vfloat *)part[0], *(vfloat *)part[1], *(vfloat *)part[2]);
+                memcpy(out + c, &y, bytes);
             }
         }
     }
 }
 
 float quantise_row(int16_t *out, const float *x, int n) {
-    vfloat largest = {0};
-    for (int c = 0; c < n; c += VP_LANES) largest = most(magnitude(load_some(x + c, n - c)), largest);
-    const float top = greatest_lane(largest), factor = top > 1e-30f ? INPUT_MAX / top : 0.0f;
-    for (int c = 0; c < n; c += VP_LANES) { /* adding 1.5 * 2^23 leaves the rounded integer in the low bits */
+    vint largest = {0}; /* of magnitudes, whose bits sort as integers */
+    int c = 0;
+    for (; c + VP_LANES <= n; c += VP_LANES) {
+        vint magnitude = *(const vint *)(x + c) & 0x7fffffff, greater = magnitude > largest;
+        largest = (magnitude & greater) | (largest & ~greater);
+    }
+    float most = 0;
+    for (; c < n; c++)
+        if (fabsf(x[c]) > most) most = fabsf(x[c]);
+    for (int i = 0; i < VP_LANES; i++) {
+        const int32_t bits = largest[i];
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        if (value > most) most = value;
+    }
+    const float factor = most > 1e-30f ? INPUT_MAX / most : 0.0f;
+    for (c = 0; c < n; c += VP_LANES) { /* adding 1.5 * 2^23 leaves the rounded integer in the low bits */
         const vfloat rounded = *(const vfloat *)(x + c) * factor + 12582912.0f;
         *(vhalf *)(out + c) = __builtin_convertvector((vint)rounded, vhalf);
     }
-    return top / INPUT_MAX;
+    return most / INPUT_MAX;
 }

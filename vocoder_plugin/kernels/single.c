@@ -7,15 +7,19 @@
 
 /* Sum of x[tap * tap_step + c] * w[tap * w_step + c]; channels are padded with zeros to whole vectors. */
 static float dot(const float *x, size_t tap_step, const float *w, size_t w_step, int taps, int channels) {
-    vfloat sum[2] = {{0}, {0}}; /* two chains, as an addition takes several cycles */
-    for (int tap = 0; tap < taps; tap++)
-        for (int c = 0; c < channels; c += VP_LANES)
-            sum[c / VP_LANES % 2] = multiply_add(*(const vfloat *)(x + tap * tap_step + c),
-                                                 *(const vfloat *)(w + tap * w_step + c), sum[c / VP_LANES % 2]);
-    sum[0] += sum[1];
+    vfloat even = {0}, odd = {0}; /* two chains, as an addition takes several cycles */
+    for (int tap = 0; tap < taps; tap++, x += tap_step, w += w_step) {
+        int c = 0;
+        for (; c + 2 * VP_LANES <= channels; c += 2 * VP_LANES) {
+            even = multiply_add(*(const vfloat *)(x + c), *(const vfloat *)(w + c), even);
+            odd = multiply_add(*(const vfloat *)(x + c + VP_LANES), *(const vfloat *)(w + c + VP_LANES), odd);
+        }
+        if (c < channels) even = multiply_add(*(const vfloat *)(x + c), *(const vfloat *)(w + c), even);
+    }
+    even += odd;
     for (int half = VP_LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) sum[0][i] += sum[0][i + half];
-    return sum[0][0];
+        for (int i = 0; i < half; i++) even[i] += even[i + half];
+    return even[0];
 }
 
 /* A ggml custom operation: dst [1, rows, batch]; userdata is a struct vp_conv1d. Weights: float [taps][channels]. */

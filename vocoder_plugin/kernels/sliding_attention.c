@@ -8,9 +8,10 @@
  * Sums go over slots in their order, and slots that a position does not see add zeros or nothing. What a position
  * gets thus depends on its number alone, and results are bit-identical however the stream is cut into chunks.
  */
+#include <stdlib.h>
+
 #include "mathvec.h"
 #include "params.h"
-#include "rows.h"
 
 struct head {
     float *keys, *values;
@@ -148,7 +149,9 @@ VP_API void vp_sliding_attention(void *dst, int ith, int nth, void *userdata) {
     const int rows = (int)tensor_ne(dst, 1);
     const int64_t total = tensor_ne(dst, 2) * p->heads;
     const float scale = 1.0f / sqrtf((float)size);
-    float *scores = scratch_get(QUERIES * ((size_t)p->capacity + size)), *rotated = scores + (size_t)QUERIES * p->capacity;
+    float *scores = malloc(QUERIES * ((size_t)p->capacity + size) * sizeof(float));
+    if (!scores) abort();
+    float *rotated = scores + (size_t)QUERIES * p->capacity;
     for (int64_t item = total * ith / nth; item < total * (ith + 1) / nth; item++) {
         const int64_t b = item / p->heads;
         const int h = (int)(item % p->heads), channel = h * size;
@@ -173,4 +176,5 @@ VP_API void vp_sliding_attention(void *dst, int ith, int nth, void *userdata) {
                 attend(y, channels, rotated, scores, &head, slot, seen, p->window, 1);
         }
     }
+    free(scores);
 }

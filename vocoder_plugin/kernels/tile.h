@@ -24,13 +24,13 @@ struct tile_args {
     int skip_channel;
 };
 
-VP_INLINE void add_part(vfloat *sum, const float *p, int width, const int vectors) {
+VP_INLINE void load_part(vfloat *v, const float *p, int width, const int vectors) {
     if (width == vectors * VP_LANES) {
-        for (int k = 0; k < vectors; k++) sum[k] += *(const vfloat *)(p + k * VP_LANES);
+        for (int k = 0; k < vectors; k++) v[k] = *(const vfloat *)(p + k * VP_LANES);
     } else {
         float part[VP_PANEL] = {0};
         memcpy(part, p, width * sizeof(float));
-        for (int k = 0; k < vectors; k++) sum[k] += *(vfloat *)(part + k * VP_LANES);
+        for (int k = 0; k < vectors; k++) v[k] = *(vfloat *)(part + k * VP_LANES);
     }
 }
 
@@ -46,9 +46,14 @@ VP_INLINE void store_part(float *p, const vfloat *v, int width, const int vector
 
 /* Add up the results of a block with what came before, and after the last block with the skip. */
 VP_INLINE void finish_row(const struct tile_args *a, int i, vfloat *sum, const int vectors) {
-    add_part(sum, a->bias ? a->bias : a->y + i * a->y_step, a->width, vectors);
+    vfloat other[VP_VECS];
+    load_part(other, a->bias ? a->bias : a->y + i * a->y_step, a->width, vectors);
+    for (int k = 0; k < vectors; k++) sum[k] += other[k];
     const float *s = a->skip ? window_row(a->skip, a->skip_row + i) : NULL;
-    if (s) add_part(sum, s + a->skip_channel, a->width, vectors);
+    if (s) {
+        load_part(other, s + a->skip_channel, a->width, vectors);
+        for (int k = 0; k < vectors; k++) sum[k] += other[k];
+    }
     store_part(a->y + i * a->y_step, sum, a->width, vectors);
 }
 

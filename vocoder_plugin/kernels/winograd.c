@@ -49,7 +49,11 @@ struct output { /* where the sums of a panel go, in one batch entry */
 
 VP_INLINE void store(const struct output *o, int64_t t, vfloat *sum, const int vectors) {
     const float *s = window_row(&o->skip, o->skip_first + t);
-    if (s) add_part(sum, s + o->channel, o->width, vectors);
+    if (s) {
+        vfloat skip[VP_VECS];
+        load_part(skip, s + o->channel, o->width, vectors);
+        for (int k = 0; k < vectors; k++) sum[k] += skip[k];
+    }
     store_part((float *)(o->y + t * o->y_step) + o->channel, sum, o->width, vectors);
 }
 
