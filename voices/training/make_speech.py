@@ -57,16 +57,17 @@ def seconds_of(path: Path) -> float:
 
 def write_shard(target: Path, teacher: Teacher, sentences: list[Sentence]) -> float:
     """Write one shard and, beside it, a JSON file with its words, sounds and durations; returns seconds of speech."""
-    features, samples, clips = [], [], []
+    features, curves, samples, clips = [], [], [], []
     for sentence in sentences:
         pairs = spoken_form(sentence)
         speech = teacher.speak("".join(symbols for _, symbols in pairs))
         timed = phone_durations(pairs, speech.durations)
         features.append(speech.features.T.astype(np.float16))  # [2F, 512]
+        curves.append(np.stack([speech.pitch, speech.energy], axis=1))  # [2F, 2]
         if speech.samples is not None:
             samples.append(np.round(np.clip(speech.samples * LEVEL, -1, 1) * 32767).astype(np.int16))
         clips.append({"words": sentence.words, "marks": sentence.marks, "phones": timed})
-    arrays = {"features": np.concatenate(features)}
+    arrays = {"features": np.concatenate(features), "curves": np.concatenate(curves)}
     if samples:
         arrays["samples"] = np.concatenate(samples)
     partial = target.with_suffix(".partial.npz")

