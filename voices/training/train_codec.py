@@ -2,7 +2,8 @@
 """Train the decoder and the codebook on the teacher's features and samples: ``train_codec.py DATA CODEC``.
 
 Goes on from ``CODEC/codec.pt``, which is written every few minutes and at the end. Reads shards that appear while it
-runs. The first tenth of the steps has no quantiser.
+runs. The first tenth of the steps has no quantiser. At ``--freeze`` (a share of the steps) codes are final: encoder and
+codebook stay as they are, so that the language model can be trained while the decoder goes on getting better.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--freeze", type=float, default=0.5)
     parser.add_argument("--codes", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -69,10 +71,10 @@ def main() -> None:
     codec = Codec(CodecSize(codes=options.codes)).to(device)
     loss_of = SpectralLoss().to(device)
     optimizer = torch.optim.AdamW(codec.parameters(), lr=8e-4, betas=(0.8, 0.99), weight_decay=0.01)
-    state = {"step": 0, "minutes": 0.0, "seed": options.seed}
+    state = {"step": 0, "minutes": 0.0, "seed": options.seed, "frozen": False}
     if not load(options.target / "codec.pt", state, codec=codec, optimizer=optimizer):
         begin(codec, crops)
-    free_steps = options.steps // 10
+    free_steps, last_codes = options.steps // 10, int(options.steps * options.freeze)
     started, minutes = time.process_time(), state["minutes"]
     sums: dict[str, float] = {}
     for step in range(state["step"], options.steps):
@@ -84,13 +86,15 @@ def main() -> None:
             codec.codebook.begin(latents(codec, crops, device))
         inputs, samples = (part.to(device) for part in crops.batch(step))
         with torch.autocast(device.type, torch.bfloat16):
-            z = codec.encoder(inputs).float()
+            with torch.set_grad_enabled(step < last_codes):
+                z = codec.encoder(inputs).float()
             quantized, commitment = z, z.new_zeros(())
             if step >= free_steps:
                 codes = codec.codebook.nearest(z)
                 entry = codec.codebook.embed[codes]
-                codec.codebook.learn(z, codes)
-                commitment = (z - entry).square().mean() / z.detach().var()
+                if step < last_codes:
+                    codec.codebook.learn(z, codes)
+                    commitment = (z - entry).square().mean() / z.detach().var()
                 quantized = z + (entry - z).detach()
             hidden = codec.backbone(quantized)
         resolutions = np.random.default_rng((options.seed, step, 1)).choice(list(RESOLUTIONS), 2, replace=False)
@@ -103,6 +107,7 @@ def main() -> None:
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / 100
         if (step + 1) % 100 == 0:
             state |= {"step": step + 1, "minutes": minutes + (time.process_time() - started) / 60}
+            state["frozen"] = step + 1 >= last_codes
             record = {"step": step + 1, "cpu_minutes": round(state["minutes"], 2), "clips": len(crops.clips), **sums}
             if (step + 1) % 500 == 0:
                 record |= held_out(codec, options.data, loss_of, device)
