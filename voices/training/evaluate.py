@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Let Whisper write down the test sentences: ``evaluate.py DATA RESULTS --what teacher|codec|llama``.
+"""Let Whisper write down the test sentences: ``evaluate.py DATA RESULTS --what teacher|codec|llama|files``.
 
-``teacher`` is the recogniser's floor, ``codec`` the teacher's own codes decoded, ``llama`` the whole pipeline in torch.
+``teacher`` is the recogniser's floor, ``codec`` the teacher's own codes decoded, ``llama`` the whole pipeline in torch, and
+``files`` the whole pipeline in llama.cpp and vocoder-plugin, from the text on (``--codec`` and ``--llama`` are GGUF files).
 Adds one line to ``RESULTS/results.jsonl`` and keeps the texts that were heard and a few clips beside it.
 """
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--what", choices=("teacher", "codec", "llama"), required=True)
+    parser.add_argument("--what", choices=("teacher", "codec", "llama", "files"), required=True)
     parser.add_argument("--codec", type=Path)
     parser.add_argument("--llama", type=Path)
     parser.add_argument("--sentences", type=int, default=100)
@@ -47,6 +48,9 @@ def main() -> None:
     originals = [original(clip) for clip in clips]
     if options.what == "teacher":
         spoken = originals
+    elif options.what == "files":
+        record |= {"temperature": options.temperature, "top_k": options.top_k}
+        spoken, record["rtf"] = spoken_by_files(options, clips)
     else:
         codec, about = Codec(CodecSize()).eval(), {}
         load(options.codec / "codec.pt", about, codec=codec)
@@ -86,6 +90,22 @@ def main() -> None:
     for i in range(min(5, len(clips))):
         soundfile.write(options.results / f"{options.what}_{i}.wav", spoken[i], 24000)
     print(json.dumps(record))
+
+
+def spoken_by_files(options: argparse.Namespace, clips: list[Clip]) -> tuple[list[np.ndarray], float]:
+    """Samples, and seconds of work on one thread for a second of speech."""
+    import llama_cpp
+    import vocoder_plugin
+    from vocoder_voice_kumo.speaking import sentence_codes, text_sounds
+
+    llm = llama_cpp.Llama(str(options.llama), n_ctx=2048, n_threads=1, verbose=False)
+    codec = vocoder_plugin.Codec.load(options.codec, n_threads=1)
+    spoken, started = [], time.process_time()
+    for i, clip in enumerate(clips):
+        sounds = [sound for sentence in text_sounds(clip.written) for sound in sentence]
+        codes = list(sentence_codes(llm, sounds, temperature=options.temperature, top_k=options.top_k, seed=i))
+        spoken.append(codec.decode(np.array([codes])))
+    return spoken, round((time.process_time() - started) * 24000 / sum(len(samples) for samples in spoken), 3)
 
 
 def original(clip: Clip) -> np.ndarray:

@@ -27,6 +27,11 @@ class Clip:
     def text(self) -> str:
         return " ".join(self.words)
 
+    @property
+    def written(self) -> str:
+        """With its marks."""
+        return " ".join(word + mark for word, mark in zip(self.words, self.marks, strict=True))
+
 
 def complete_shards(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.npz") if ".partial" not in path.name)

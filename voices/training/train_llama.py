@@ -20,7 +20,6 @@ from llama_model import Llama, LlamaSize
 from torch.nn import functional as F
 from vocoder_voice_kumo.sequence import FIRST_CODE, VOCABULARY
 
-BATCH = 4096  # tokens
 LONGEST = 640  # tokens of a sentence
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
 HELD_OUT = "audio_00000"  # neither trained on by the codec nor here
@@ -29,8 +28,8 @@ HELD_OUT = "audio_00000"  # neither trained on by the codec nor here
 class Sentences:
     """All sentences read so far, by length, so that a batch has rows of about one length."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed = folder, seed
+    def __init__(self, folder: Path, seed: int, batch_tokens: int) -> None:
+        self.folder, self.seed, self.batch_tokens = folder, seed, batch_tokens
         self._seen: set[Path] = set()
         self.sentences: list[tuple[np.ndarray, np.ndarray]] = []
         self.tokens = 0
@@ -53,7 +52,7 @@ class Sentences:
         chance = np.random.default_rng((self.seed, step))
         lengths = np.cumsum([len(tokens) for tokens, _ in self.sentences])
         middle = int(np.searchsorted(lengths, chance.integers(lengths[-1]), side="right"))
-        rows = max(1, BATCH // len(self.sentences[middle][0]))
+        rows = max(1, self.batch_tokens // len(self.sentences[middle][0]))
         reach = 8 * rows
         near = np.arange(max(0, middle - reach), min(len(self.sentences), middle + reach))
         chosen = [self.sentences[i] for i in chance.choice(near, min(rows, len(near)), replace=False)]
@@ -80,6 +79,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--inner", type=int, default=704)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=250)
@@ -88,7 +88,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.target.mkdir(parents=True, exist_ok=True)
-    sentences = Sentences(options.codec / "codes", options.seed)
+    sentences = Sentences(options.codec / "codes", options.seed, options.batch_tokens)
     sentences.refresh()
     size = LlamaSize(len(VOCABULARY), dim=options.dim, inner=options.inner, layers=options.layers)
     model = Llama(size, dropout=options.dropout).to(device)
