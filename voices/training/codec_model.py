@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Conv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kernel, length = self.weight.shape[2], x.shape[1]
         if kernel > 1:
-            padded = F.pad(x, (0, 0, kernel // 2, kernel // 2))
+            padded = functional.pad(x, (0, 0, kernel // 2, kernel // 2))
             x = torch.cat([padded[:, k : k + length] for k in range(kernel)], dim=-1)  # [B, T, kernel * in]
-        return F.linear(x, self.weight.transpose(1, 2).flatten(1), self.bias)
+        return functional.linear(x, self.weight.transpose(1, 2).flatten(1), self.bias)
 
 
 class DepthwiseConv(nn.Module):
@@ -51,7 +51,7 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, length = self.weight.shape[2], x.shape[1]
-        padded = F.pad(x, (0, 0, kernel // 2, kernel // 2))
+        padded = functional.pad(x, (0, 0, kernel // 2, kernel // 2))
         total = self.bias
         for k in range(kernel):
             total = total + padded[:, k : k + length] * self.weight[:, 0, k]
@@ -80,8 +80,8 @@ class ResNet(nn.Module):
         self.norm2, self.conv2 = ClipNorm(dim, groups), Conv(dim, dim, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(functional.silu(self.norm1(x)))
+        return x + self.conv2(functional.silu(self.norm2(h)))
 
 
 class Attention(nn.Module):
@@ -93,7 +93,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (part(h).unsqueeze(1) for part in (self.q, self.k, self.v))  # [B, 1, T, C]
-        return x + self.proj_out(F.scaled_dot_product_attention(q, k, v).squeeze(1))
+        return x + self.proj_out(functional.scaled_dot_product_attention(q, k, v).squeeze(1))
 
 
 class ConvNeXt(nn.Module):
@@ -105,7 +105,7 @@ class ConvNeXt(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.pwconv2(F.gelu(self.pwconv1(self.norm(self.dwconv(x)))))
+        h = self.pwconv2(functional.gelu(self.pwconv1(self.norm(self.dwconv(x)))))
         return x + self.gamma * h
 
 
@@ -149,7 +149,7 @@ class Head(nn.Module):
 
     def _overlapped(self, frames: Tensor) -> Tensor:
         pieces = frames.unflatten(-1, (4, self.hop)).unbind(2)
-        return sum(F.pad(piece, (0, 0, i, 3 - i)) for i, piece in enumerate(pieces)).flatten(1)
+        return sum(functional.pad(piece, (0, 0, i, 3 - i)) for i, piece in enumerate(pieces)).flatten(1)
 
 
 class Codebook(nn.Module):

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Let Whisper write down the test sentences: ``evaluate.py DATA RESULTS --what teacher|codec|llama|files``.
 
-``teacher`` is the recogniser's floor, ``codec`` the teacher's own codes decoded, ``llama`` the whole pipeline in torch, and
-``files`` the whole pipeline in llama.cpp and vocoder-plugin, from the text on (``--codec`` and ``--llama`` are GGUF files).
-Adds one line to ``RESULTS/results.jsonl`` and keeps the texts that were heard and a few clips beside it.
+``teacher`` is the recogniser's floor, ``codec`` the teacher's own codes decoded, ``llama`` the whole pipeline in torch,
+and ``files`` the whole pipeline in llama.cpp and vocoder-plugin, from the text on (``--codec`` and ``--llama`` are GGUF
+files). Adds one line to ``RESULTS/results.jsonl`` and keeps the texts that were heard and a few clips beside it.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def main() -> None:
 def spoken_by_files(options: argparse.Namespace, clips: list[Clip]) -> tuple[list[np.ndarray], float]:
     """Samples, and seconds of work on one thread for a second of speech."""
     import llama_cpp
-    import vocoder_plugin
     from vocoder_voice_kumo.speaking import sentence_codes, text_sounds
+
+    import vocoder_plugin
 
     llm = llama_cpp.Llama(str(options.llama), n_ctx=2048, n_threads=1, verbose=False)
     codec = vocoder_plugin.Codec.load(options.codec, n_threads=1)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The trained codec as a WavTokenizer checkpoint, and as the GGUF file that ships: ``export_codec.py CODEC TARGET.gguf``."""
+"""The trained codec as a WavTokenizer checkpoint, and as a GGUF file: ``export_codec.py CODEC TARGET.gguf``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Fit WavTokenizer's encoder to the latents of the stand-in encoder: ``fit_encoder.py DATA CODEC``.
 
-The stand-in sees the teacher's features; this one hears samples, so that clips can be encoded without the teacher. Goes on
-from ``CODEC/encoder.pt``.
+The stand-in sees the teacher's features; this one hears samples, so that clips can be encoded without the teacher. Goes
+on from ``CODEC/encoder.pt``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import torch
 from checkpoints import load, save
 from codec_model import Codec, CodecSize
 from seanet_model import SeaNet
-from torch.nn import functional as F
-from train_codec import HELD_OUT, LEVEL, Crops, learning_rate
-
 from shards import read_clips
+from torch.nn import functional
+from train_codec import HELD_OUT, LEVEL, Crops, learning_rate
 
 
 def main() -> None:
@@ -51,7 +50,7 @@ def main() -> None:
         with torch.no_grad():
             wanted = codec.encoder(inputs)
             wanted = (codec.codebook.embed[codec.codebook.nearest(wanted)] + wanted) / 2
-        loss = F.mse_loss(net(samples), wanted) / scale**2
+        loss = functional.mse_loss(net(samples), wanted) / scale**2
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

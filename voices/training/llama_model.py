@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Layer(nn.Module):
         h = attention(q, k, v)
         x = x + self._dropped(self.attn_output(h.transpose(1, 2).flatten(2)))
         h = self.ffn_norm(x)
-        return x + self._dropped(self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h)))
+        return x + self._dropped(self.ffn_down(functional.silu(self.ffn_gate(h)) * self.ffn_up(h)))
 
     def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return functional.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class Llama(nn.Module):
@@ -84,7 +84,7 @@ class Llama(nn.Module):
         return self.output_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.token_embd.weight)
+        return functional.linear(hidden, self.token_embd.weight)
 
 
 def rotated(x: Tensor, turns: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Everything, from nothing to the files of the voice: ``make_voice.py WORK``.
 
-Each stage is a program of its own that goes on where it was stopped, so this one can be stopped at any minute and started
-again. What is already complete takes no time.
+Each stage is a program of its own that goes on where it was stopped, so this one can be stopped at any minute and
+started again. What is already complete takes no time.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 RATES = (3, 5, 5, 8)  # from the samples on: a frame is their product, 600 samples
 FILTERS = 8
@@ -21,7 +21,7 @@ class ReflectConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         total, extra = self.kernel - self.stride, -x.shape[-1] % self.stride
-        return self.conv.conv(F.pad(x, (total - total // 2, total // 2 + extra), mode="reflect"))
+        return self.conv.conv(functional.pad(x, (total - total // 2, total // 2 + extra), mode="reflect"))
 
 
 class Residual(nn.Module):

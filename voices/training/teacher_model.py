@@ -1,8 +1,9 @@
 """The teacher, Kokoro-82M's ONNX file, with two more outputs than it was published with.
 
-The file is cut open: besides the samples it tells how many frames (of 600 samples) each sound lasts, the curves of pitch
-and energy, and the features (512 channels, 80 a second) from which its vocoder makes the samples. The vocoder is 93 % of the work, so a second model
-that ends at the features makes fourteen times as much training material for the language model.
+The file is cut open: besides the samples it tells how many frames (of 600 samples) each sound lasts, the curves of
+pitch and energy, and the features (512 channels, 80 a second) from which its vocoder makes the samples. The vocoder is
+93 % of the work, so a second model that ends at the features makes fourteen times as much training material for the
+language model.
 """
 
 from __future__ import annotations

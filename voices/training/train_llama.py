@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from checkpoints import load, save
 from llama_model import Llama, LlamaSize
-from torch.nn import functional as F
+from torch.nn import functional
 from vocoder_voice_kumo.sequence import FIRST_CODE, VOCABULARY
 
 LONGEST = 640  # tokens of a sentence
@@ -67,7 +67,7 @@ class Sentences:
 def read_sentences(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     with np.load(path) as arrays:
         tokens, written, starts = arrays["tokens"], arrays["written"], arrays["starts"]
-    return [(tokens[a:b], written[a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return [(tokens[a:b], written[a:b]) for a, b in pairwise(starts)]
 
 
 def main() -> None:
@@ -111,7 +111,7 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             wanted = written[:, 1:]
             logits = model.logits(model(tokens[:, :-1])[wanted])
-        loss = F.cross_entropy(logits.float(), tokens[:, 1:][wanted])
+        loss = functional.cross_entropy(logits.float(), tokens[:, 1:][wanted])
         for optimizer in (muon, adam):
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -152,7 +152,7 @@ def held_out(model: Llama, path: Path, device: torch.device) -> dict[str, float]
         with torch.autocast(device.type, torch.bfloat16):
             logits = model.logits(model(row[:, :-1])[0][wanted])
         targets = row[0, 1:][wanted]
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        losses = functional.cross_entropy(logits.float(), targets, reduction="none")
         for name, chosen in (("held_out_codes", targets >= FIRST_CODE), ("held_out_frames", targets < FIRST_CODE)):
             sums[name][0] += float(losses[chosen].sum())
             sums[name][1] += int(chosen.sum())

@@ -1,4 +1,4 @@
-"""English text to words: numbers, dates, money and common abbreviations spelled out, marks kept where they are heard."""
+"""English text to words: numbers, dates, money and common abbreviations spelled out, and marks that are heard."""
 
 from __future__ import annotations
 
@@ -6,21 +6,37 @@ import re
 from dataclasses import dataclass
 
 ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-    " eighteen nineteen"
-).split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 POWERS = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"), (100, "hundred"))
 ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth"}
 ORDINALS |= {"twelve": "twelfth"}
 ABBREVIATIONS = {
-    **{"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "st": "saint", "prof": "professor", "jr": "junior"},
+    **{
+        "mr": "mister",
+        "mrs": "missus",
+        "ms": "miz",
+        "dr": "doctor",
+        "st": "saint",
+        "prof": "professor",
+        "jr": "junior",
+    },
     **{"sr": "senior", "vs": "versus", "etc": "et cetera", "e.g": "for example", "i.e": "that is", "no": "number"},
     **{"approx": "approximately", "dept": "department", "est": "established", "ft": "feet", "in": "inches"},
     **{"lb": "pounds", "lbs": "pounds", "oz": "ounces", "a.m": "a m", "p.m": "p m"},
 }
 UNITS = {"km": "kilometers", "cm": "centimeters", "mm": "millimeters", "kg": "kilograms", "mph": "miles per hour"}
-UNITS |= {"m": "meters", "g": "grams", "l": "liters", "s": "seconds", "h": "hours", "gb": "gigabytes", "mb": "megabytes"}
+UNITS |= {
+    "m": "meters",
+    "g": "grams",
+    "l": "liters",
+    "s": "seconds",
+    "h": "hours",
+    "gb": "gigabytes",
+    "mb": "megabytes",
+}
 SIGNS = {"%": " percent ", "&": " and ", "+": " plus ", "=": " equals ", "@": " at ", "°": " degrees ", "#": " number "}
 CURRENCIES = {"$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "penny")}
 CURRENCY = "[" + re.escape("".join(CURRENCIES)) + "]"

@@ -1,7 +1,7 @@
 """Letter-to-sound rules for words that no dictionary has.
 
-A rule's key is a letter between its neighbours: ``ti[o]n`` is an o after ti and before n; ``#`` is the word's edge. Rules
-are made by ``voices/training/letter_rules.py``.
+A rule's key is a letter between its neighbours: ``ti[o]n`` is an o after ti and before n; ``#`` is the word's edge.
+Rules are made by ``voices/training/letter_rules.py``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pronounce_by_rule(word: str, known: dict[str, str] | None = None) -> list[st
 
 
 def _stressed_once(sounds: list[str]) -> list[str]:
-    """Rules look at letters alone, so a word can end up with two main stresses, or none: the first vowel then has it."""
+    """Rules look at letters alone, so a word can end up with two main stresses or none; the first vowel then has it."""
     main = [i for i, sound in enumerate(sounds) if sound.endswith("1")]
     for i in main[1:]:
         sounds[i] = sounds[i][:-1] + "2"

@@ -15,11 +15,12 @@ SPACE = "_"  # between words without a pause
 MARKS = (",", ".", "?", "!")
 PHONES = (START, SPACE, *MARKS, *CONSONANTS, *(f"{vowel}{stress}" for vowel in VOWELS for stress in "012"))
 
-FUNCTION_WORDS = frozenset(
+_FUNCTION_WORDS = (
     "a an the and or but nor of to in on at by for from with as if than that this is am are was were be been has have"
     " had do does did can could will would shall should may might must i you he she it we they me him her us them my"
-    " your his its our their there not no so".split()
+    " your his its our their there not no so"
 )
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """Words of one syllable that are said without stress inside a sentence."""
 
 
