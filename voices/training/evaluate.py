@@ -99,7 +99,7 @@ def spoken_by_files(options: argparse.Namespace, clips: list[Clip]) -> tuple[lis
 
     import vocoder_plugin
 
-    llm = llama_cpp.Llama(str(options.llama), n_ctx=2048, n_threads=1, verbose=False)
+    llm = llama_cpp.Llama(str(options.llama), n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False)
     codec = vocoder_plugin.Codec.load(options.codec, n_threads=1)
     spoken, started = [], time.process_time()
     for i, clip in enumerate(clips):
