@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--inner", type=int, default=704)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--code-noise", type=float, default=0.0, help="share of codes that the model reads wrongly")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=250)
@@ -110,7 +111,7 @@ def main() -> None:
         tokens, written = (part.to(device) for part in sentences.batch(step))
         with torch.autocast(device.type, torch.bfloat16):
             wanted = written[:, 1:]
-            logits = model.logits(model(tokens[:, :-1])[wanted])
+            logits = model.logits(model(misread(tokens[:, :-1], options.code_noise))[wanted])
         loss = functional.cross_entropy(logits.float(), tokens[:, 1:][wanted])
         for optimizer in (muon, adam):
             optimizer.zero_grad(set_to_none=True)
@@ -137,6 +138,15 @@ def main() -> None:
             print(record, flush=True)
             total, steps = 0.0, 0
     save(options.target / "llama.pt", state, model=model, muon=muon, adam=adam)
+
+
+def misread(tokens: torch.Tensor, share: float) -> torch.Tensor:
+    """Tokens with a share of the codes replaced by others, so that the model trusts the sounds more than its past."""
+    if not share:
+        return tokens
+    wrong = torch.randint_like(tokens, FIRST_CODE, len(VOCABULARY))
+    chosen = (tokens >= FIRST_CODE) & (torch.rand(tokens.shape, device=tokens.device) < share)
+    return torch.where(chosen, wrong, tokens)
 
 
 @torch.no_grad()
