@@ -59,9 +59,6 @@ def timed(push: Callable[[Any], Any], items: list[Any]) -> list[float]:
     return times
 
 
-# -- inside a worker
-
-
 def plugin(folder: Path, kind: str, threads: int) -> Calls:
     from vocoder_plugin import Codec
 
@@ -109,9 +106,6 @@ def with_moshi(folder: Path, _kind: str, threads: int) -> Calls:
 def work(name: str, folder: Path, threads: int) -> None:
     package, kind = RIVALS[name]
     serve({"plugin": plugin, "transformers": with_transformers, "moshi": with_moshi}[package](folder, kind, threads))
-
-
-# -- the benchmark that asks
 
 
 def prepare(folder: Path) -> None:

@@ -46,9 +46,6 @@ def import_oracle() -> Any:
     return wavtokenizer_oracle
 
 
-# -- inside a worker
-
-
 def plugin(folder: Path, kind: str, threads: int) -> dict[str, Callable[[float], Any]]:
     from vocoder_plugin import Codec
 
@@ -98,9 +95,6 @@ def _head_in_float(head: Any, x: Any) -> Any:
 def work(name: str, folder: Path, threads: int) -> None:
     package, kind = RIVALS[name]
     serve({"plugin": plugin, "torch": with_torch}[package](folder, kind, threads))
-
-
-# -- the benchmark that asks
 
 
 def prepare(folder: Path) -> None:

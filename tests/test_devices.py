@@ -120,9 +120,6 @@ def test_the_llms_threads(llm, small_dac_file):
         assert codec._session.n_threads == llm.n_threads
 
 
-# -- a device that the CPU pretends to be
-
-
 @pytest.fixture
 def gpu(monkeypatch) -> Device:
     """Device "GPU0": the CPU's under another name, so that codecs take the portable lowering."""

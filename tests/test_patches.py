@@ -63,9 +63,6 @@ def song(tree: Path) -> list[str]:
     return (tree / "song.txt").read_text().splitlines()
 
 
-# -- applying
-
-
 def test_a_patch_is_applied_once(tree):
     patch = patch_file(tree, EDIT)
     assert applier.apply([patch], tree) == [True]
@@ -145,9 +142,6 @@ def test_a_later_patch_sees_what_an_earlier_one_made(tree):
     assert (tree / "new/verse.txt").read_text() == "first\nthird\n"
 
 
-# -- refusing
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -177,9 +171,6 @@ def test_what_does_not_fit_is_refused_and_nothing_is_touched(tree, text, message
         applier.apply([first, patch_file(tree, text, "0002-b.patch")], tree)
     assert {path: path.read_bytes() for path in tree.iterdir() if path.is_file()} == before
     assert not (tree / "new").exists()
-
-
-# -- the series
 
 
 def test_the_series_is_complete_and_documented():
@@ -216,8 +207,6 @@ def test_a_missing_symbol_is_named(tmp_path):
     with pytest.raises(RuntimeError, match="has no function llama_lost, which these bindings declare"):
         declare("llama_lost", [], None)(None)
 
-
-# -- functions that older releases had
 
 OLDER_NAMES = {  # functions of llama_cpp 0.3.9 and 0.3.16 that 0.3.36 lacks
     "llama_clear_adapter_lora", "llama_get_kv_cache_token_count", "llama_get_kv_cache_used_cells", "llama_get_kv_self",
