@@ -168,8 +168,9 @@ def test_create_speaker(reference, codecs, times, seconds, tmp_path):
     processor.device, processor.features = torch.device("cpu"), reference.processor.Features("cpu")
     processor.audio_codec = codecs[0]
     words = [{"word": word, "start": start, "end": end} for word, start, end in times]
-    theirs = processor.create_speaker_from_dict({"audio": {"bytes": file.getvalue()}, "text": "text", "words": words})
-    ours = create_speaker(speech, "text", sample_rate=RATE, words=times, codec=codecs[1]).to_dict()
+    text = " ".join(word for word, _, _ in times)
+    theirs = processor.create_speaker_from_dict({"audio": {"bytes": file.getvalue()}, "text": text, "words": words})
+    ours = create_speaker(speech, text, sample_rate=RATE, words=times, codec=codecs[1]).to_dict()
     assert ours.pop("codec")["name"] == codecs[1].name
     assert ours.pop("interface_version") == 3
     differing = total = 0
