@@ -40,6 +40,8 @@ class GraphOps(Ops):
     state_in: Tensor = None
     state_out: Tensor = None
 
+    time_axis = 0  # the dimension of ggml's that rows lie along
+
     def __post_init__(self) -> None:
         self.g, self.lib, self.c, self.w = self.graph, self.graph.lib, self.graph.c, self.weights
         self._feeds: dict[str, Tensor] = {}
@@ -169,11 +171,11 @@ class GraphOps(Ops):
             total = lib.ggml_add(c, total, part) if total else part
         return lib.ggml_add(c, total, self.w[spec.name + ".bias"])
 
-    def _upsampled(self, x: Signal, before: Tensor, name: str, stride: int, time_axis: int) -> list[Tensor]:
+    def _upsampled(self, x: Signal, before: Tensor, name: str, stride: int) -> list[Tensor]:
         """Every ``stride``-th output, for each of them. A first chunk finds its history zeroed."""
         lib, c = self.lib, self.c
         if x.length > 1:
-            before = lib.ggml_concat(c, before, self._rows_view(x.tensor, 0, x.length - 1), time_axis)
+            before = lib.ggml_concat(c, before, self._rows_view(x.tensor, 0, x.length - 1), self.time_axis)
         else:
             before = lib.ggml_cont(c, before)
         self._copy(
@@ -187,6 +189,19 @@ class GraphOps(Ops):
 
     def _joined(self, window: Window) -> Tensor:
         """The window's rows in one tensor, made once however many nodes read it."""
+        if window.joined is None:
+            before, after = (
+                self._zeros(rows, window.channels) if rows else None for rows in (window.zeros, window.zeros_after)
+            )
+            joined = None
+            for part in (before, window.history, window.tensor, after):
+                if part:
+                    joined = self.lib.ggml_concat(self.c, joined, part, self.time_axis) if joined else part
+            window.joined = self._gapless(joined)
+        return window.joined
+
+    def _zeros(self, rows: int, channels: int) -> Tensor:
+        """Rows of zeros of every stream."""
         raise NotImplementedError
 
 

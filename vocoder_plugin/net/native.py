@@ -42,6 +42,7 @@ class NativeOps(GraphOps):
     kernels: Kernels = None  # type: ignore[assignment]
     precision: str = "float32"
     rings = True
+    time_axis = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,19 +66,10 @@ class NativeOps(GraphOps):
     def _tap(self, weight: Tensor, j: int, channels: int) -> Tensor:
         return self.lib.ggml_view_1d(self.c, weight, channels, j * channels * F32)
 
-    def _joined(self, window: Window) -> Tensor:
-        if window.joined is None:
-            zeros, channels = self._zeros, window.channels
-            before, after = zeros(window.zeros, channels), zeros(window.zeros_after, channels)
-            for part in (before, window.history, window.tensor, after):
-                if part:
-                    window.joined = self.lib.ggml_concat(self.c, window.joined, part, 1) if window.joined else part
-        return window.joined
-
     def _zeros(self, rows: int, channels: int) -> Tensor:
         shape = self.batch, rows, channels
         feed = f"zeros {shape}", lambda _: np.zeros(shape, np.float32), "F32", *shape[::-1]
-        return self._feed(*feed) if rows else None
+        return self._feed(*feed)
 
     def _repeated(self, y: Signal, x: Signal) -> Tensor:
         ne, nb = x.tensor.contents.ne, x.tensor.contents.nb
@@ -176,7 +168,7 @@ class NativeOps(GraphOps):
         return tensor
 
     def _upsample(self, y: Signal, x: Signal, before: Tensor, name: str, stride: int) -> Tensor:
-        first, *others = self._upsampled(x, before, name, stride, 1)
+        first, *others = self._upsampled(x, before, name, stride)
         for phase in others:
             first = self.lib.ggml_concat(self.c, first, phase, 0)  # [stride C, T, B]
         return self.lib.ggml_reshape_3d(self.c, first, y.channels, y.length, self.batch)

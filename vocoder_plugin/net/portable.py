@@ -26,6 +26,8 @@ ZERO_FLOATS = 1 << 18  # to pad with: rows * channels * streams
 
 @dataclass
 class PortableOps(GraphOps):
+    time_axis = 0
+
     def _state_view(self, state: Tensor, region: Region, first: int, rows: int) -> Tensor:
         floats, offset = state.contents.ne[0], (region.offset + first) * F32
         return self.lib.ggml_view_3d(
@@ -55,22 +57,6 @@ class PortableOps(GraphOps):
             halves, axis = [(rows // 2, 1), (rows - rows // 2, 1)], 0
         first, second = (self._zeros(n, channels, streams) for n, streams in halves)
         return self.lib.ggml_concat(self.c, first, second, axis)
-
-    def _joined(self, window: Window) -> Tensor:
-        if window.joined is None:
-            channels = window.channels
-            parts = [
-                self._zeros(window.zeros, channels) if window.zeros else None,
-                window.history,
-                window.tensor,
-                self._zeros(window.zeros_after, channels) if window.zeros_after else None,
-            ]
-            joined = None
-            for part in parts:
-                if part:
-                    joined = self.lib.ggml_concat(self.c, joined, part, 0) if joined else part
-            window.joined = self._gapless(joined)
-        return window.joined
 
     def _repeated(self, y: Signal, x: Signal) -> Tensor:
         first = self.lib.ggml_cont(self.c, self._rows_view(x.tensor, 0, 1))
@@ -138,7 +124,7 @@ class PortableOps(GraphOps):
 
     def _upsample(self, y: Signal, x: Signal, before: Tensor, name: str, stride: int) -> Tensor:
         lib, c, joined = self.lib, self.c, None
-        for phase in self._upsampled(x, before, name, stride, 0):
+        for phase in self._upsampled(x, before, name, stride):
             part = lib.ggml_reshape_4d(c, phase, 1, x.length, x.channels, self.batch)
             joined = lib.ggml_concat(c, joined, part, 0) if joined else part  # [stride, T, C, B]
         return lib.ggml_reshape_3d(c, joined, y.length, x.channels, self.batch)

@@ -35,7 +35,7 @@ class PieceDecoderStream(TakesCodes):
     Attributes
     ----------
     lookahead_frames : int
-        Frames by which the samples lag; None waits for the end of the stream.
+        Frames by which the samples lag.
     context_frames : int
         Frames before the new ones that are decoded with them.
     exact : bool
